@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The contract between the programs and the controller: every key, value and enum that both sides read.
+ *
+ * kproxy_ebpf/datapath/contract.py says the same in Python; tests/unit/test_contract.py compares the two byte for byte.
+ * Fixed widths, explicit padding, no bit-fields. Fields that end in _be are in network byte order, all others in host order.
+ *
+ * The sources are compiled once per address family. ADDRESS_WORDS (1 for IPv4, 4 for IPv6) is the only thing that the
+ * family changes in these structures.
+ *
+ * Change a structure here: change its twin, and raise SCHEMA, so that a newer daemon replaces the maps instead of misreading them.
+ */
+#ifndef KPROXY_CONTRACT_H
+#define KPROXY_CONTRACT_H
+
+#include <linux/types.h>
+
+#define SCHEMA 1
+
+struct address {
+	__be32 words[ADDRESS_WORDS];
+};
+
+enum direction {
+	FROM_POD = 0,
+	TO_POD = 1,
+};
+
+/* What happened to a packet: the drop reason, the counter's index and the event's code. */
+enum verdict {
+	VERDICT_UNTOUCHED = 0,			/* for no Service: left to the host */
+	VERDICT_BALANCED = 1,			/* first packet of a flow: backend chosen, translated */
+	VERDICT_TRANSLATED = 2,			/* packet of a known flow, on its way to the backend */
+	VERDICT_REVERSED = 3,			/* packet of a known flow, on its way back: the pod sees the VIP */
+	VERDICT_ICMP_ERROR_TRANSLATED = 4,	/* ICMP error about a known flow, inner packet included */
+	VERDICT_FRAGMENT = 5,			/* fragment: left to the host */
+	VERDICT_MIDSTREAM = 6,			/* TCP to a frontend, but neither SYN nor of a known flow: left to the host */
+	VERDICT_MALFORMED = 7,			/* headers truncated or lying: left to the host */
+	VERDICT_REJECTED_NO_BACKEND = 8,	/* frontend without a usable backend: answered with RST or ICMP */
+	VERDICT_REJECTED_UNDEFINED_PORT = 9,	/* a VIP, but no frontend on this port: answered with RST or ICMP */
+	VERDICT_RESET_BACKEND_GONE = 10,	/* TCP flow whose backend is gone: answered with RST */
+	VERDICT_DROPPED_FLOW_TABLE_FULL = 11,	/* no flow could be created: dropped, the sender tries again */
+	VERDICT_DROPPED_NO_SOURCE_PORT = 12,	/* the post-NAT tuple collides and no free source port was found */
+	VERDICT_DROPPED_TRAFFIC_POLICY = 13,	/* endpoints exist, but the traffic policy admits none */
+	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
+	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
+	VERDICT_COUNT = 16,
+};
+
+/* frontends: what a VIP, port and protocol lead to. Port 0 with protocol 0 marks an address as a VIP (undefined ports are rejected). */
+struct frontend_key {
+	struct address address;
+	__be16 port_be;
+	__u8 protocol;	/* IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP */
+	__u8 pad;
+};
+
+enum frontend_flags {
+	FRONTEND_VIP_ONLY = 1 << 0,	/* the entry of the address itself, see frontend_key */
+	FRONTEND_DROP = 1 << 1,		/* slot_count is 0 because a traffic policy excludes what there is: drop, no reject */
+	FRONTEND_SOURCE_RANGES = 1 << 2,	/* admitted clients are listed in source_ranges */
+	FRONTEND_MAGLEV = 1 << 3,	/* choose the slot by the flow's hash, not at random */
+};
+
+struct frontend {
+	__u32 service_id;	/* one per Service port and family; 0 is never used */
+	__u32 slot_base;
+	__u32 slot_count;	/* 0: reject, or drop with FRONTEND_DROP */
+	__u32 flags;		/* enum frontend_flags */
+	__u32 affinity_seconds;	/* 0: no session affinity */
+};
+
+/* backends: array by backend id; id 0 is never used. */
+enum backend_state {
+	BACKEND_FREE = 0,
+	BACKEND_USABLE = 1,	/* new and established connections */
+	BACKEND_KEEP = 2,	/* terminating, not ready, or not chosen: established connections only */
+	BACKEND_LEFT = 3,	/* left the Service while ready: TCP goes on, UDP moves */
+	BACKEND_GONE = 4,	/* its pod is gone: TCP gets a RST, UDP moves */
+};
+
+enum backend_flags {
+	BACKEND_READY = 1 << 0,	/* its last known condition; decides between LEFT and GONE when it disappears */
+	BACKEND_LOCAL = 1 << 1,	/* on this node */
+};
+
+struct backend {
+	struct address address;
+	__be16 port_be;
+	__u8 state;	/* enum backend_state */
+	__u8 flags;	/* enum backend_flags */
+	__u32 epoch;	/* raised each time the id is given to another backend */
+	__u32 service_id;
+};
+
+/* flows: one entry for each direction of a connection; `direction` is the hook that looks it up. */
+struct tuple {
+	struct address source;
+	struct address destination;
+	__be16 source_port_be;
+	__be16 destination_port_be;
+	__u8 protocol;
+	__u8 direction;	/* enum direction */
+	__u16 pad;
+};
+
+enum flow_state {
+	FLOW_NEW = 0,		/* seen in one direction only */
+	FLOW_ESTABLISHED = 1,	/* seen in both */
+	FLOW_CLOSING = 2,	/* TCP: one FIN */
+	FLOW_CLOSED = 3,	/* TCP: both FINs, or a RST */
+};
+
+enum flow_flags {
+	FLOW_REPLY = 1 << 0,	/* this entry is for packets from the backend to the client */
+	FLOW_HAIRPIN = 1 << 1,	/* client and backend are one pod: both entries are looked up at FROM_POD */
+	FLOW_FIN_CLIENT = 1 << 2,
+	FLOW_FIN_BACKEND = 1 << 3,
+};
+
+/*
+ * What the tuple of a packet becomes. The two entries of a connection mirror each other:
+ * the peer's key is this entry's `to` reversed, and the peer's `to` is this entry's key reversed.
+ */
+struct flow {
+	struct tuple to;	/* `to.direction` is the hook at which the peer entry is looked up */
+	__u32 backend_id;
+	__u32 epoch;		/* of the backend when the flow was made */
+	__u32 last_seen_seconds;	/* CLOCK_MONOTONIC, written at most once a second */
+	__u32 service_id;
+	__u8 state;		/* enum flow_state */
+	__u8 flags;		/* enum flow_flags */
+	__u16 pad;
+	__u32 created_seconds;	/* CLOCK_MONOTONIC */
+};
+
+/* affinity: which backend a client's connections to a Service port go to. */
+struct affinity_key {
+	struct address client;
+	__u32 service_id;
+};
+
+struct affinity {
+	__u32 backend_id;
+	__u32 epoch;
+	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
+	__u32 pad;
+};
+
+/* source_ranges: longest-prefix match; prefix_bits counts service_id (32) plus the range's own bits. */
+struct source_range_key {
+	__u32 prefix_bits;
+	__u32 service_id;
+	struct address client;
+};
+
+/* counters: per CPU, by verdict. */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* settings: one element, written by the daemon and the commands while the programs run. */
+struct settings {
+	__u32 events_level;	/* enum events_level */
+	__u32 pad;
+};
+
+enum events_level {
+	EVENTS_OFF = 0,
+	EVENTS_NOTABLE = 1,	/* first packets of flows, rejects, resets, drops */
+	EVENTS_ALL = 2,
+};
+
+/* events: ring buffer. One layout for both families: an IPv4 address stands in the first word. */
+struct event {
+	__u64 time_ns;		/* CLOCK_MONOTONIC */
+	__be32 source[4];
+	__be32 destination[4];
+	__be32 to_source[4];	/* after translation; equal to the above where there was none */
+	__be32 to_destination[4];
+	__be16 source_port_be;
+	__be16 destination_port_be;
+	__be16 to_source_port_be;
+	__be16 to_destination_port_be;
+	__u32 ifindex;
+	__u32 bytes;
+	__u8 verdict;		/* enum verdict */
+	__u8 protocol;
+	__u8 direction;		/* enum direction */
+	__u8 family;		/* 4 or 6 */
+	__u32 pad;
+};
+
+#define ADDRESS_BYTES (4 * ADDRESS_WORDS)
+#define ASSERT_OFFSET(type, field, bytes) \
+	_Static_assert(__builtin_offsetof(struct type, field) == (bytes), #type "." #field " has moved")
+#define ASSERT_SIZE(type, bytes) _Static_assert(sizeof(struct type) == (bytes), #type " has another size")
+
+ASSERT_OFFSET(frontend_key, port_be, ADDRESS_BYTES);
+ASSERT_SIZE(frontend_key, ADDRESS_BYTES + 4);
+ASSERT_SIZE(frontend, 20);
+ASSERT_OFFSET(backend, state, ADDRESS_BYTES + 2);
+ASSERT_OFFSET(backend, epoch, ADDRESS_BYTES + 4);
+ASSERT_SIZE(backend, ADDRESS_BYTES + 12);
+ASSERT_OFFSET(tuple, source_port_be, 2 * ADDRESS_BYTES);
+ASSERT_SIZE(tuple, 2 * ADDRESS_BYTES + 8);
+ASSERT_OFFSET(flow, backend_id, 2 * ADDRESS_BYTES + 8);
+ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 24);
+ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 32);
+ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
+ASSERT_SIZE(affinity, 16);
+ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);
+ASSERT_SIZE(counter, 16);
+ASSERT_SIZE(settings, 8);
+ASSERT_OFFSET(event, verdict, 88);
+ASSERT_SIZE(event, 96);
+
+#endif

@@ -1,0 +1,1 @@
+"""The BPF side: building, loading, attaching, reading and writing."""

@@ -1,0 +1,142 @@
+"""The cluster as watched, and the events that change it.
+
+A source (kube/) yields events; `Snapshot.apply` folds one in and returns the Services whose plan it may change.
+Level-triggered: an event carries the whole object, so a lost or repeated one does no harm once a later one arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName
+
+
+class Kind(StrEnum):
+    """The kinds a source watches, as the API names them."""
+
+    SERVICE = "Service"
+    ENDPOINT_SLICE = "EndpointSlice"
+    NODE = "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """Names one object in logs, metrics, `status` and Kubernetes Events. `origin` is a file name for manifests."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str = ""
+    origin: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {name}" + (f" ({self.origin})" if self.origin else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """An object that counts appeared or changed. A Refused for the same ref before it is void."""
+
+    ref: ObjectRef
+    object: Service | EndpointSlice | Node
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An object is gone, or no longer one that a proxy serves (it turned headless, say)."""
+
+    ref: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An object can't be read. It is treated as absent; all others work."""
+
+    ref: ObjectRef
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Everything of this kind that existed when the watch began has been yielded."""
+
+    kind: Kind
+
+
+Event = Upserted | Removed | Refused | Synced
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What is known of the cluster. Only `apply` changes it."""
+
+    services: dict[ServiceName, Service] = field(default_factory=dict)
+    slices: dict[ServiceName, dict[str, EndpointSlice]] = field(default_factory=dict)
+    node: Node | None = None
+    refused: dict[tuple[Kind, str, str], Refused] = field(default_factory=dict)
+    synced: set[Kind] = field(default_factory=set)
+    _slice_owner: dict[tuple[str, str], ServiceName] = field(default_factory=dict)
+
+    def apply(self, event: Event) -> Iterable[ServiceName]:
+        """Fold `event` in; return the Services whose plan it may change."""
+        match event:
+            case Synced(kind):
+                self.synced.add(kind)
+                return ()
+            case Refused(ref, _):
+                dirty = self._remove(ref)
+                self.refused[ref.kind, ref.namespace, ref.name] = event
+                return dirty
+            case Removed(ref):
+                self.refused.pop((ref.kind, ref.namespace, ref.name), None)
+                return self._remove(ref)
+            case Upserted(ref, object_):
+                self.refused.pop((ref.kind, ref.namespace, ref.name), None)
+                return self._upsert(object_)
+
+    def _upsert(self, object_: Service | EndpointSlice | Node) -> Iterable[ServiceName]:
+        match object_:
+            case Service():
+                if self.services.get(object_.key) == object_:
+                    return ()
+                self.services[object_.key] = object_
+                return (object_.key,)
+            case EndpointSlice():
+                return self._upsert_slice(object_)
+            case Node():
+                changed = self.node != object_
+                self.node = object_
+                return tuple(self.services) if changed else ()
+
+    def _upsert_slice(self, slice_: EndpointSlice) -> Iterable[ServiceName]:
+        dirty = {slice_.service}
+        previous = self._slice_owner.get((slice_.namespace, slice_.name))
+        if previous is not None and previous != slice_.service:
+            dirty.add(previous)
+            self._drop_slice(slice_.namespace, slice_.name)
+        self.slices.setdefault(slice_.service, {})[slice_.name] = slice_
+        self._slice_owner[slice_.namespace, slice_.name] = slice_.service
+        return dirty
+
+    def _remove(self, ref: ObjectRef) -> Iterable[ServiceName]:
+        match ref.kind:
+            case Kind.SERVICE:
+                key = ServiceName(ref.namespace, ref.name)
+                return (key,) if self.services.pop(key, None) else ()
+            case Kind.ENDPOINT_SLICE:
+                owner = self._drop_slice(ref.namespace, ref.name)
+                return (owner,) if owner else ()
+            case Kind.NODE:
+                return ()
+
+    def _drop_slice(self, namespace: str, name: str) -> ServiceName | None:
+        owner = self._slice_owner.pop((namespace, name), None)
+        if owner is not None:
+            remaining = self.slices[owner]
+            remaining.pop(name, None)
+            if not remaining:
+                del self.slices[owner]
+        return owner

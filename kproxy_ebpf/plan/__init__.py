@@ -1,0 +1,1 @@
+"""Pure functions from cluster state to table contents."""
