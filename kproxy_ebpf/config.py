@@ -1,0 +1,173 @@
+"""The settings that may change while the daemon runs: flat keys, from a ConfigMap or a YAML file.
+
+Every value arrives as text (a ConfigMap knows nothing else, and YAML would read ``off`` as False); `parse_settings` is
+pure and lists every problem at once. A bad offer never changes what is in force, see `SettingsKeeper`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from kproxy_ebpf.errors import ConfigError
+
+
+class Mode(StrEnum):
+    """Which programs translate: none, the ones at tc, the ones at connect(), or both."""
+
+    OFF = "off"
+    TC = "tc"
+    SOCKET = "socket"
+    HYBRID = "hybrid"
+
+
+class Forwarding(StrEnum):
+    """Who forwards a packet once it is translated: the host's stack, or the programs themselves."""
+
+    STACK = "stack"
+    REDIRECT = "redirect"
+
+
+class NetworkPolicy(StrEnum):
+    OFF = "off"
+    AUDIT = "audit"
+    ENFORCE = "enforce"
+
+
+class Balancing(StrEnum):
+    RANDOM = "random"
+    MAGLEV = "maglev"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+POD_INTERFACES = ("veth*", "cali*", "lxc*", "eni*", "azv*", "gke*")
+"""What common CNI plugins name the host-side links of pods; an uplink is never named so."""
+
+
+class Settings(BaseModel):
+    """One valid set of settings. The keys outside are these names with hyphens."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
+    )
+
+    mode: Mode = Mode.HYBRID
+    forwarding: Forwarding = Forwarding.STACK
+    network_policy: NetworkPolicy = NetworkPolicy.OFF
+    balancing: Balancing = Balancing.RANDOM
+    pod_interfaces: tuple[str, ...] = Field(default=POD_INTERFACES, min_length=1)
+    log_level: LogLevel = LogLevel.INFO
+
+    @field_validator("pod_interfaces", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in re.split(r"[,\s]+", value) if part) if isinstance(value, str) else value
+
+    @field_validator("pod_interfaces")
+    @classmethod
+    def _narrow_enough(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if fnmatchcase("lo", pattern) or not re.search(r"\w", pattern):
+                raise ValueError(f"pattern {pattern!r} would match links that are no pod's")
+        return patterns
+
+    def is_pod_interface(self, link: str) -> bool:
+        return any(fnmatchcase(link, pattern) for pattern in self.pod_interfaces)
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON-ready values under their outside keys."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def unserved(self) -> Iterator[str]:
+        """What is asked for but not part of this version, one sentence each."""
+        if self.mode in (Mode.SOCKET, Mode.HYBRID):
+            yield f"mode {self.mode.value}: this version has no socket path yet and serves it as tc"
+        if self.forwarding is Forwarding.REDIRECT:
+            yield "forwarding redirect: this version leaves forwarding to the host's stack"
+        if self.network_policy is not NetworkPolicy.OFF:
+            yield f"network-policy {self.network_policy.value}: this version has no network policies yet"
+
+
+_KEYS = {name.replace("_", "-"): field for name, field in Settings.model_fields.items()}
+
+
+def parse_settings(mapping: Mapping[str, object]) -> Settings:
+    """The settings that `mapping` (outside keys, text values) asks for; absent keys have their defaults.
+
+    Raises ConfigError whose sentence names every bad key and the values that are allowed.
+    """
+    try:
+        return Settings.model_validate(dict(mapping))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors())) from None
+
+
+def _sentence(detail: Any) -> str:
+    key = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(key, _KEYS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the keys are {_enumerated(_KEYS)}"
+        return f"setting {key} is unknown: {hint}"
+    if detail["type"] == "enum":
+        allowed = getattr(_KEYS[key].annotation, "__members__", {}).values()
+        return f"setting {key} can't be {detail['input']!r}: allowed are {_enumerated(m.value for m in allowed)}"
+    if detail["type"] == "value_error":
+        return f"setting {key}: {detail['ctx']['error']}: allowed are link-name patterns such as veth*"
+    return f"setting {key} can't be {detail['input']!r}: allowed are link-name patterns such as veth*, cali*"
+
+
+def _enumerated(words: Any) -> str:
+    *head, last = words
+    return f"{', '.join(head)} or {last}" if head else str(last)
+
+
+def read_settings_file(path: Path) -> dict[str, object]:
+    """The raw keys of a YAML file, every scalar as text. Raises ConfigError."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506  # makes only text
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None or content == "":
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"settings file {path} must hold keys and values, such as mode: hybrid")
+    return content
+
+
+class SettingsKeeper:
+    """The settings in force, and what is wrong with those last offered."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.current = settings or Settings()
+        self.error: ConfigError | None = None
+        self._listeners: list[Callable[[SettingsKeeper], None]] = []
+
+    def listen(self, listener: Callable[[SettingsKeeper], None]) -> None:
+        """Call `listener` after every offer, good or bad."""
+        self._listeners.append(listener)
+
+    def offer(self, read: Callable[[], Mapping[str, object]]) -> None:
+        """Take what `read` returns if it is valid; else keep the last good settings and remember the error."""
+        try:
+            self.current = parse_settings(read())
+            self.error = None
+        except ConfigError as error:
+            self.error = error
+        for listener in self._listeners:
+            listener(self)

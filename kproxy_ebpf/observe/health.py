@@ -1,0 +1,102 @@
+"""What /healthz and /livez say, by kube-proxy's rules.
+
+Pure state with injected clocks. Healthy while starting up and while every queued change is younger than the limit;
+`error` marks what kube-proxy has no word for (a datapath that is missing, a first sync that failed); `problem` marks
+what an operator should see but traffic survives (a bad setting, a full table, refused objects).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Health:
+    """`limit_seconds` is twice the sync period; `clock` counts seconds monotonically, `now` is the wall's."""
+
+    limit_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = _utc_now
+    node_eligible: bool = True
+    errors: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    _oldest_queued: float | None = None
+    _last_updated: datetime | None = None
+
+    def queued(self) -> None:
+        """A change waits to be written; only the oldest one counts."""
+        if self._oldest_queued is None:
+            self._oldest_queued = self.clock()
+
+    def updated(self) -> None:
+        """Everything queued so far has been written."""
+        self._oldest_queued = None
+        self._last_updated = self.now()
+
+    def error(self, topic: str, sentence: str | None) -> None:
+        """Set what makes the daemon unhealthy about `topic`; None clears it."""
+        _put(self.errors, topic, sentence)
+
+    def problem(self, topic: str, sentence: str | None) -> None:
+        """Set what is worth a look about `topic` and leaves the daemon healthy; None clears it."""
+        _put(self.problems, topic, sentence)
+
+    @property
+    def late_seconds(self) -> float:
+        """How long the oldest queued change has waited; 0 without one."""
+        return 0.0 if self._oldest_queued is None else self.clock() - self._oldest_queued
+
+    @property
+    def alive(self) -> bool:
+        return self.late_seconds < self.limit_seconds and not self.errors
+
+    @property
+    def healthy(self) -> bool:
+        return self.alive and self.node_eligible
+
+    def livez(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of /livez: the daemon alone, whatever becomes of the node."""
+        return _status(self.alive), self._body(self.alive)
+
+    def healthz(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of /healthz: what a load balancer asks before it sends traffic to the node."""
+        body = self._body(self.healthy)
+        times = {key: body.pop(key) for key in ("lastUpdated", "currentTime")}
+        return _status(self.healthy), {**times, "nodeEligible": self.node_eligible, **body}
+
+    def _body(self, good: bool) -> dict[str, Any]:
+        # lastUpdated is the current time while healthy, as kube-proxy answers for old readers' sake.
+        current = self.now()
+        last = current if good else self._last_updated
+        errors = dict(self.errors)
+        if self.late_seconds >= self.limit_seconds:
+            errors["sync"] = f"a change has waited for {self.late_seconds:.0f} s (limit {self.limit_seconds:.0f} s)"
+        return {
+            "lastUpdated": _rfc3339(last or datetime.min.replace(tzinfo=UTC)),
+            "currentTime": _rfc3339(current),
+            "errors": errors,
+            "problems": dict(self.problems),
+        }
+
+
+def _put(where: dict[str, str], topic: str, sentence: str | None) -> None:
+    if sentence is None:
+        where.pop(topic, None)
+    else:
+        where[topic] = sentence
+
+
+def _status(good: bool) -> int:
+    return 200 if good else 503
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
