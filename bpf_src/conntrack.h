@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Flows: two entries a connection, one for each direction, that mirror each other (see struct flow).
+ *
+ * Life of a flow: made by the first packet from the pod; ESTABLISHED once the backend has answered; CLOSING and CLOSED as FIN
+ * and RST are seen; not found any more when its time-out has passed or, for a closed one, when a SYN reuses its
+ * port. Nothing has to collect them: an expired entry counts as absent, and the LRU takes it when room is needed.
+ *
+ * The two entries live in an LRU, which may evict either alone. Once a second a packet of the one that is left puts
+ * the other back, so an active connection does not lose half of itself.
+ */
+
+/* Time-outs in seconds: those of nf_conntrack, so that a flow lives as long as it did with kube-proxy. */
+enum timeout_seconds {
+	TIMEOUT_TCP_NEW = 120,
+	TIMEOUT_TCP_ESTABLISHED = 432000,
+	TIMEOUT_TCP_CLOSING = 3600,	/* one side may go on sending after the other's FIN: CLOSE_WAIT and FIN_WAIT are long */
+	TIMEOUT_TCP_CLOSED = 120,
+	TIMEOUT_NEW = 30,
+	TIMEOUT_ESTABLISHED = 120,
+};
+
+#define NANOSECONDS_PER_SECOND 1000000000ull
+
+static __always_inline __u32 now_seconds(void)
+{
+	return bpf_ktime_get_ns() / NANOSECONDS_PER_SECOND;
+}
+
+static __always_inline __u32 timeout_of(const struct flow *flow)
+{
+	if (flow->to.protocol != IPPROTO_TCP)
+		return flow->state == FLOW_NEW ? TIMEOUT_NEW : TIMEOUT_ESTABLISHED;
+	switch (flow->state) {
+	case FLOW_NEW:
+		return TIMEOUT_TCP_NEW;
+	case FLOW_ESTABLISHED:
+		return TIMEOUT_TCP_ESTABLISHED;
+	case FLOW_CLOSING:
+		return TIMEOUT_TCP_CLOSING;
+	default:
+		return TIMEOUT_TCP_CLOSED;
+	}
+}
+
+static __always_inline bool is_expired(const struct flow *flow, __u32 now)
+{
+	return now - flow->last_seen_seconds > timeout_of(flow);
+}
+
+/* The entry that mirrors `flow`, whose own key is `key`. */
+static __always_inline struct flow mirrored(const struct flow *flow, const struct tuple *key)
+{
+	struct flow peer = *flow;
+
+	peer.to = reversed(key, key->direction);
+	peer.flags ^= FLOW_REPLY;
+	return peer;
+}
+
+static __always_inline struct tuple peer_key(const struct flow *flow)
+{
+	return reversed(&flow->to, flow->to.direction);
+}
+
+/* What a TCP packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. */
+static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
+{
+	bool from_backend = flow->flags & FLOW_REPLY;
+
+	if (tcp_flags & TCP_FIN)
+		flow->flags |= from_backend ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
+	if (tcp_flags & TCP_RST)
+		flow->state = FLOW_CLOSED;
+	else if ((flow->flags & (FLOW_FIN_CLIENT | FLOW_FIN_BACKEND)) == (FLOW_FIN_CLIENT | FLOW_FIN_BACKEND))
+		flow->state = FLOW_CLOSED;
+	else if (tcp_flags & TCP_FIN)
+		flow->state = FLOW_CLOSING;
+	else if (flow->state == FLOW_NEW && from_backend)
+		flow->state = FLOW_ESTABLISHED;
+}
+
+/*
+ * Note that a packet of `flow` was seen: its state, and once a second its time, on both entries.
+ * Two processors may do this at once for one connection: each writes whole values that are right, the later one stays.
+ */
+static __always_inline void touch(const struct packet *packet, struct flow *flow, __u32 now)
+{
+	__u8 state = flow->state, flags = flow->flags;
+
+	advance_state(flow, packet->tcp_flags);
+	if (flow->last_seen_seconds == now && flow->state == state && flow->flags == flags)
+		return;
+	flow->last_seen_seconds = now;
+
+	struct tuple key = peer_key(flow);
+	struct flow *peer = flows.lookup(&key);
+	if (peer) {
+		peer->last_seen_seconds = now;
+		peer->state = flow->state;
+		peer->flags = flow->flags ^ FLOW_REPLY;
+	} else {
+		struct flow restored = mirrored(flow, &packet->tuple);
+		flows.insert(&key, &restored);
+	}
+}
+
+/* The flow that a packet belongs to, or NULL where it has none or one that has timed out. */
+static __always_inline struct flow *find_flow(struct packet *packet, __u32 now)
+{
+	struct flow *flow = flows.lookup(&packet->tuple);
+
+	return flow && !is_expired(flow, now) ? flow : NULL;
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * ICMP errors about a translated flow: the pod must find its own connection in the packet that is quoted, as nf_nat does it
+ * (nf_nat_icmp_reply_translation): addresses and ports of the quoted packet, its IP checksum, and the outer addresses.
+ *
+ * The quoted packet runs opposite to the error. Reversed, it has the tuple of a packet that comes the error's own way,
+ * which is how the flow is found. The quoted transport checksum stays: often it is cut off, and nobody verifies it.
+ */
+#define ICMP_HEADER_BYTES 8
+#define ICMP_CHECKSUM_OFFSET 2
+
+/* The quoted packet. `kind` is PACKET_TRANSPORT where it has a tuple. */
+static __always_inline struct packet parse_quoted(const struct packet *outer)
+{
+	__u32 offset = outer->transport_offset + ICMP_HEADER_BYTES;
+	struct network network = parse_network(outer->skb, offset, true);
+	struct packet quoted = {
+		.skb = outer->skb,
+		.kind = PACKET_OTHER,
+		.transport_offset = network.transport_offset,
+		.protocol = network.protocol,
+		.tuple = {
+			.source = network.addresses[0],
+			.destination = network.addresses[1],
+			.protocol = network.protocol,
+		},
+	};
+	struct ports ports;
+
+	if (network.kind != PACKET_TRANSPORT || !has_ports(network.protocol) ||
+	    bpf_skb_load_bytes(outer->skb, network.transport_offset, &ports, sizeof(ports)))
+		return quoted;
+	quoted.kind = PACKET_TRANSPORT;
+	quoted.tuple.source_port_be = ports.source_be;
+	quoted.tuple.destination_port_be = ports.destination_be;
+	return quoted;
+}
+
+static __always_inline bool translate_quoted(const struct packet *outer, const struct packet *quoted, const struct tuple *to)
+{
+	struct __sk_buff *skb = outer->skb;
+	__u32 checksum = outer->transport_offset + ICMP_CHECKSUM_OFFSET;
+	__s64 difference = address_difference(&quoted->tuple, to);
+	long error = bpf_l4_csum_replace(skb, checksum, ports_word(&quoted->tuple), ports_word(to), sizeof(__be32));
+
+	/* In IPv4 the quoted header's checksum changes by the opposite of its addresses: together they add nothing. */
+	if (IP_FAMILY == 6)
+		error = error ?: bpf_l4_csum_replace(skb, checksum, 0, difference, 0);
+	error = error ?: write_ports(skb, quoted->transport_offset, to);
+	return !(error ?: write_addresses(skb, outer->transport_offset + ICMP_HEADER_BYTES, to, difference));
+}
+
+static __always_inline bool translate_outer(const struct packet *outer, const struct tuple *to)
+{
+	__s64 difference = address_difference(&outer->tuple, to);
+	long error = 0;
+
+	if (IP_FAMILY == 6)
+		error = bpf_l4_csum_replace(outer->skb, outer->transport_offset + ICMP_CHECKSUM_OFFSET, 0, difference,
+					    BPF_F_PSEUDO_HDR);
+	return !(error ?: write_addresses(outer->skb, NETWORK_OFFSET, to, difference));
+}
+
+static __always_inline enum verdict translate_icmp_error(struct packet *outer)
+{
+	struct packet quoted = parse_quoted(outer);
+
+	if (quoted.kind != PACKET_TRANSPORT)
+		return VERDICT_UNTOUCHED;
+	struct tuple key = reversed(&quoted.tuple, outer->tuple.direction);
+	struct flow *flow = flows.lookup(&key);
+	if (!flow)
+		return VERDICT_UNTOUCHED;
+	struct tuple to = flow->to;
+	struct tuple quoted_to = reversed(&to, 0);
+	if (!translate_quoted(outer, &quoted, &quoted_to) || !translate_outer(outer, &to))
+		return VERDICT_DROPPED_INTERNAL;
+	return VERDICT_ICMP_ERROR_TRANSLATED;
+}

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The maps. Each is pinned as PIN_DIR/<name><family suffix>; those without a suffix serve both families.
+ * The sizes, IP_FAMILY, FAMILY_SUFFIX and PIN_DIR are constants that the loader puts in front of the sources.
+ */
+#define FAMILY_PIN(name) PIN_DIR "/" name FAMILY_SUFFIX
+#define SHARED_PIN(name) PIN_DIR "/" name
+
+BPF_TABLE_PINNED("hash", struct frontend_key, struct frontend, frontends, FRONTENDS_MAX, FAMILY_PIN("frontends"),
+		 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", __u32, __u32, slots, SLOTS_MAX, FAMILY_PIN("slots"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct backend, backends, BACKENDS_MAX, FAMILY_PIN("backends"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, FLOWS_MAX, FAMILY_PIN("flows"), 0);
+BPF_TABLE_PINNED("lru_hash", struct affinity_key, struct affinity, affinity, AFFINITY_MAX, FAMILY_PIN("affinity"), 0);
+BPF_TABLE_PINNED("lpm_trie", struct source_range_key, __u32, source_ranges, SOURCE_RANGES_MAX,
+		 FAMILY_PIN("source_ranges"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("prog", __u32, __u32, programs, PROGRAM_COUNT, FAMILY_PIN("programs"), 0);
+
+BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT, SHARED_PIN("counters"), 0);
+BPF_TABLE_PINNED("array", __u32, struct settings, settings, 1, SHARED_PIN("settings"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, __u32, schema, 1, SHARED_PIN("schema"), 0);
+
+/* BCC has no macro for a pinned ring buffer. */
+struct events_table_t {
+	int key;
+	__u32 leaf;
+	void *(*ringbuf_reserve)(__u64);
+	void (*ringbuf_submit)(void *, __u64);
+	__u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" SHARED_PIN("events")))) struct events_table_t events = {
+	.max_entries = EVENTS_BYTES,
+};

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * ReverseNat and DNAT are one thing: give a packet the addresses and ports of another tuple.
+ *
+ * Checksums are adjusted by the difference (RFC 1624). Under CHECKSUM_PARTIAL only the pseudo header's part counts, which is
+ * what BPF_F_PSEUDO_HDR tells the kernel; port changes are then left to whoever completes the checksum. GSO packets keep
+ * their sizes: no length changes.
+ */
+struct ports {
+	__be16 source_be;
+	__be16 destination_be;
+};
+
+static __always_inline struct ports ports_of(const struct tuple *tuple)
+{
+	struct ports ports = { tuple->source_port_be, tuple->destination_port_be };
+
+	return ports;
+}
+
+static __always_inline __u32 ports_word(const struct tuple *tuple)
+{
+	return tuple->source_port_be | (__u32)tuple->destination_port_be << 16;
+}
+
+/* Offset of the checksum within the transport header. */
+static __always_inline __u32 checksum_offset(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
+}
+
+static __always_inline __s64 address_difference(const struct tuple *from, const struct tuple *to)
+{
+	return bpf_csum_diff((__be32 *)&from->source, 2 * ADDRESS_BYTES, (__be32 *)&to->source, 2 * ADDRESS_BYTES, 0);
+}
+
+/* Write the addresses of `to` into the IP header at `offset`; `difference` goes into its checksum, if it has one. */
+static __always_inline long write_addresses(struct __sk_buff *skb, __u32 offset, const struct tuple *to, __s64 difference)
+{
+	long error = 0;
+
+#if IP_FAMILY == 4
+	error = bpf_l3_csum_replace(skb, offset + offsetof(struct iphdr, check), 0, difference, 0);
+#endif
+	return error ?: bpf_skb_store_bytes(skb, offset + ADDRESSES_OFFSET, (void *)&to->source, 2 * ADDRESS_BYTES, 0);
+}
+
+static __always_inline long write_ports(struct __sk_buff *skb, __u32 offset, const struct tuple *to)
+{
+	struct ports ports = ports_of(to);
+
+	return bpf_skb_store_bytes(skb, offset, &ports, sizeof(ports), 0);
+}
+
+/* Give the packet the tuple `to`. Returns false where the kernel refused: the packet may be half written and must be dropped. */
+static __always_inline bool translate(const struct packet *packet, const struct tuple *to)
+{
+	struct __sk_buff *skb = packet->skb;
+	__s64 difference = address_difference(&packet->tuple, to);
+	__u64 zero_is_none = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u32 checksum = packet->transport_offset + checksum_offset(packet->protocol);
+	long error = bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | zero_is_none);
+
+	if (ports_word(&packet->tuple) != ports_word(to)) {
+		error = error ?: bpf_l4_csum_replace(skb, checksum, ports_word(&packet->tuple), ports_word(to),
+						     zero_is_none | sizeof(__be32));
+		error = error ?: write_ports(skb, packet->transport_offset, to);
+	}
+	error = error ?: write_addresses(skb, NETWORK_OFFSET, to, difference);
+	return !error;
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Every packet ends in one verdict: counted always, told to `monitor` when somebody listens. */
+
+static __always_inline bool is_steady(enum verdict verdict)
+{
+	return verdict == VERDICT_UNTOUCHED || verdict == VERDICT_MIDSTREAM || verdict == VERDICT_TRANSLATED ||
+	       verdict == VERDICT_REVERSED;
+}
+
+static __always_inline void put_address(__be32 *words, const struct address *address)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		words[i] = i < ADDRESS_WORDS ? address->words[i] : 0;
+}
+
+/* `to` is the tuple after translation, or NULL where there was none. */
+static __always_inline void tell(const struct packet *packet, enum verdict verdict, const struct tuple *to)
+{
+	const struct tuple *from = &packet->tuple;
+	struct event *event = events.ringbuf_reserve(sizeof(struct event));
+
+	if (!event)
+		return;
+	if (!to)
+		to = from;
+	event->time_ns = bpf_ktime_get_ns();
+	put_address(event->source, &from->source);
+	put_address(event->destination, &from->destination);
+	put_address(event->to_source, &to->source);
+	put_address(event->to_destination, &to->destination);
+	event->source_port_be = from->source_port_be;
+	event->destination_port_be = from->destination_port_be;
+	event->to_source_port_be = to->source_port_be;
+	event->to_destination_port_be = to->destination_port_be;
+	event->ifindex = packet->skb->ifindex;
+	event->bytes = packet->skb->len;
+	event->verdict = verdict;
+	event->protocol = packet->protocol;
+	event->direction = from->direction;
+	event->family = IP_FAMILY;
+	event->pad = 0;
+	events.ringbuf_submit(event, 0);
+}
+
+static __always_inline void observe(const struct packet *packet, enum verdict verdict, const struct tuple *to)
+{
+	__u32 index = verdict, first = 0;
+	struct counter *counter = counters.lookup(&index);
+	struct settings *live = settings.lookup(&first);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += packet->skb->len;
+	}
+	if (live && live->events_level > (is_steady(verdict) ? EVENTS_NOTABLE : EVENTS_OFF))
+		tell(packet, verdict, to);
+}

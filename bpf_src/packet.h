@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A packet, parsed once: where its headers are and which tuple it belongs to.
+ *
+ * Everything is read with bpf_skb_load_bytes, which copes with headers outside the linear part and fails, instead of
+ * reading on, where a packet is shorter than it says.
+ */
+#define LINK_HEADER_BYTES sizeof(struct ethhdr)
+#define NETWORK_OFFSET LINK_HEADER_BYTES
+#define TCP_DATA_OFFSET_UNIT 4
+
+enum packet_kind {
+	PACKET_OTHER,		/* neither TCP, UDP nor an ICMP error */
+	PACKET_TRANSPORT,	/* has a tuple */
+	PACKET_ICMP_ERROR,
+	PACKET_FRAGMENT,
+	PACKET_MALFORMED,
+};
+
+enum tcp_flags {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+struct packet {
+	struct __sk_buff *skb;
+	enum packet_kind kind;
+	__u32 transport_offset;	/* from the start of the frame */
+	__u32 end_offset;	/* of the IP packet: a frame may be padded behind it */
+	__u8 protocol;
+	__u8 tcp_flags;		/* 0 unless TCP */
+	struct tuple tuple;
+};
+
+/* The first 16 bytes of a transport header; of UDP only 8 are there. */
+struct transport_start {
+	__be16 source_port_be;
+	__be16 destination_port_be;
+	union {
+		__be32 sequence_be;
+		__be16 udp_length_be;
+	};
+	__be32 acknowledgement_be;
+	__u8 data_offset;	/* TCP: upper four bits, in words */
+	__u8 tcp_flags;
+	__be16 window_be;
+};
+
+/* Where the IP header ends and what follows it. */
+struct network {
+	enum packet_kind kind;	/* PACKET_TRANSPORT where `protocol` is still to be looked at */
+	__u32 transport_offset;
+	__u32 end_offset;
+	__u8 protocol;
+	struct address addresses[2];	/* source, destination */
+};
+
+#if IP_FAMILY == 4
+
+#define ETHERTYPE ETH_P_IP
+#define NETWORK_HEADER_BYTES sizeof(struct iphdr)
+#define ADDRESSES_OFFSET offsetof(struct iphdr, saddr)
+#define IPPROTO_ICMP_FAMILY IPPROTO_ICMP
+#define FRAGMENT_MASK 0x3fff /* more fragments, and the offset */
+#define FRAGMENT_OFFSET_MASK 0x1fff
+
+/* Parse the IP header at `offset`. With `inner`, it is the one quoted by an ICMP error: cut short, never reassembled. */
+static __always_inline struct network parse_network(struct __sk_buff *skb, __u32 offset, bool inner)
+{
+	struct network network = { .kind = PACKET_MALFORMED };
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		return network;
+	__u32 header_bytes = ip.ihl * 4;
+	__u32 total_bytes = ntohs(ip.tot_len) ?: skb->len - offset; /* 0: longer than 64 KiB (BIG TCP) */
+	if (total_bytes < header_bytes || (!inner && total_bytes > skb->len - offset))
+		return network;
+	network.transport_offset = offset + header_bytes;
+	network.end_offset = offset + total_bytes;
+	network.protocol = ip.protocol;
+	network.kind = ip.frag_off & htons(inner ? FRAGMENT_OFFSET_MASK : FRAGMENT_MASK) ? PACKET_FRAGMENT : PACKET_TRANSPORT;
+	__builtin_memcpy(network.addresses, &ip.saddr, sizeof(network.addresses));
+	return network;
+}
+
+static __always_inline bool is_icmp_error(__u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+#else
+
+#define ETHERTYPE ETH_P_IPV6
+#define NETWORK_HEADER_BYTES sizeof(struct ipv6hdr)
+#define ADDRESSES_OFFSET offsetof(struct ipv6hdr, saddr)
+#define IPPROTO_ICMP_FAMILY IPPROTO_ICMPV6
+#define EXTENSION_HEADERS_MAX 6
+#define ICMPV6_ERROR_MAX 127 /* RFC 4443, 2.1: error messages have a zero high-order bit */
+
+struct extension_header {
+	__u8 next;
+	__u8 length;	/* in 8 octets, the first not counted; AH: in 4 octets less 2 */
+	__u8 type;	/* of a routing header */
+	__u8 segments_left;
+	__be16 fragment_be;	/* of a fragment header: offset and M */
+};
+#define FRAGMENT_OFFSET_MASK 0xfff8
+
+/* Parse the IP header at `offset`. With `inner`, it is the one quoted by an ICMP error: cut short, never reassembled. */
+static __always_inline struct network parse_network(struct __sk_buff *skb, __u32 offset, bool inner)
+{
+	struct network network = { .kind = PACKET_MALFORMED };
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
+		return network;
+	__u32 payload_bytes = ntohs(ip.payload_len) ?: skb->len - offset - sizeof(ip); /* 0: longer than 64 KiB (BIG TCP) */
+	if (!inner && payload_bytes > skb->len - offset - sizeof(ip))
+		return network;
+	network.transport_offset = offset + sizeof(ip);
+	network.end_offset = network.transport_offset + payload_bytes;
+	network.protocol = ip.nexthdr;
+	__builtin_memcpy(network.addresses, &ip.saddr, sizeof(network.addresses));
+
+#pragma unroll
+	for (int i = 0; i < EXTENSION_HEADERS_MAX; i++) {
+		struct extension_header header;
+		__u8 protocol = network.protocol;
+
+		if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_ROUTING && protocol != IPPROTO_DSTOPTS &&
+		    protocol != IPPROTO_AH && protocol != IPPROTO_FRAGMENT)
+			break;
+		if (bpf_skb_load_bytes(skb, network.transport_offset, &header, sizeof(header)))
+			return network;
+		/* The destination is not the final one yet, and the checksum counts the final one. */
+		if (protocol == IPPROTO_ROUTING && header.segments_left) {
+			network.kind = PACKET_OTHER;
+			return network;
+		}
+		if (protocol == IPPROTO_FRAGMENT && (!inner || header.fragment_be & htons(FRAGMENT_OFFSET_MASK))) {
+			network.kind = PACKET_FRAGMENT;
+			return network;
+		}
+		if (protocol == IPPROTO_FRAGMENT)
+			network.transport_offset += 8;
+		else if (protocol == IPPROTO_AH)
+			network.transport_offset += (header.length + 2) * 4;
+		else
+			network.transport_offset += (header.length + 1) * 8;
+		network.protocol = header.next;
+	}
+	if (inner || network.transport_offset <= network.end_offset)
+		network.kind = PACKET_TRANSPORT;
+	return network;
+}
+
+static __always_inline bool is_icmp_error(__u8 type)
+{
+	return type <= ICMPV6_ERROR_MAX;
+}
+
+#endif
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+}
+
+/* Lengths that lie: a header that does not fit between its start and the packet's end. */
+static __always_inline bool transport_fits(const struct packet *packet, const struct transport_start *start)
+{
+	__u32 available = packet->end_offset - packet->transport_offset;
+
+	if (packet->protocol == IPPROTO_TCP) {
+		__u32 header_bytes = (start->data_offset >> 4) * TCP_DATA_OFFSET_UNIT;
+		return header_bytes >= sizeof(struct tcphdr) && header_bytes <= available;
+	}
+	__u32 udp_bytes = ntohs(start->udp_length_be) ?: available; /* 0: longer than 64 KiB (RFC 2675) */
+	return udp_bytes >= sizeof(struct udphdr) && udp_bytes <= available;
+}
+
+static __always_inline enum packet_kind parse_transport(struct packet *packet)
+{
+	struct __sk_buff *skb = packet->skb;
+	struct transport_start start = {};
+
+	if (packet->protocol == IPPROTO_ICMP_FAMILY) {
+		__u8 type;
+		if (bpf_skb_load_bytes(skb, packet->transport_offset, &type, sizeof(type)))
+			return PACKET_MALFORMED;
+		return is_icmp_error(type) ? PACKET_ICMP_ERROR : PACKET_OTHER;
+	}
+	if (!has_ports(packet->protocol))
+		return PACKET_OTHER;
+	if (packet->protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, sizeof(start)))
+			return PACKET_MALFORMED;
+		packet->tcp_flags = start.tcp_flags;
+	} else if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, sizeof(struct udphdr))) {
+		return PACKET_MALFORMED;
+	}
+	if (!transport_fits(packet, &start))
+		return PACKET_MALFORMED;
+	packet->tuple.source_port_be = start.source_port_be;
+	packet->tuple.destination_port_be = start.destination_port_be;
+	return PACKET_TRANSPORT;
+}
+
+/* Everything that the path needs to know of a packet. */
+static __always_inline struct packet parse_packet(struct __sk_buff *skb, enum direction direction)
+{
+	struct network network = parse_network(skb, NETWORK_OFFSET, false);
+	struct packet packet = {
+		.skb = skb,
+		.kind = network.kind,
+		.transport_offset = network.transport_offset,
+		.end_offset = network.end_offset,
+		.protocol = network.protocol,
+		.tuple = {
+			.source = network.addresses[0],
+			.destination = network.addresses[1],
+			.protocol = network.protocol,
+			.direction = direction,
+		},
+	};
+
+	if (packet.kind == PACKET_TRANSPORT)
+		packet.kind = parse_transport(&packet);
+	return packet;
+}
+
+/* The tuple of the opposite way, to be looked up at `direction`. */
+static __always_inline struct tuple reversed(const struct tuple *tuple, __u8 direction)
+{
+	struct tuple opposite = {
+		.source = tuple->destination,
+		.destination = tuple->source,
+		.source_port_be = tuple->destination_port_be,
+		.destination_port_be = tuple->source_port_be,
+		.protocol = tuple->protocol,
+		.direction = direction,
+	};
+
+	return opposite;
+}
+
+static __always_inline bool same_address(const struct address *a, const struct address *b)
+{
+	__be32 difference = 0;
+
+#pragma unroll
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		difference |= a->words[i] ^ b->words[i];
+	return !difference;
+}
+
+/* A connection that begins: SYN without ACK. */
+static __always_inline bool is_syn(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * LoadBalance: from a VIP to a backend, and the flow that remembers the choice.
+ *
+ * The controller replaces a set by writing its slots to a fresh range and then the frontend in one write, so `slot_base` and
+ * `slot_count` always belong together, and a slot that is read here stays valid for longer than a packet takes.
+ */
+#define SOURCE_PORT_ATTEMPTS 16
+#define SOURCE_PORT_FIRST 32768
+#define SOURCE_PORT_MASK 0x7fff
+#define GOLDEN_RATIO_32 0x9e3779b9
+
+/* What balancing decided. `backend_id` 0: nothing, and `verdict` says why. */
+struct choice {
+	enum verdict verdict;
+	__u32 backend_id;
+};
+
+static __always_inline struct frontend *find_frontend(const struct tuple *tuple)
+{
+	struct frontend_key key = {
+		.address = tuple->destination,
+		.port_be = tuple->destination_port_be,
+		.protocol = tuple->protocol,
+	};
+
+	return frontends.lookup(&key);
+}
+
+static __always_inline bool is_vip(const struct tuple *tuple)
+{
+	struct frontend_key key = { .address = tuple->destination };
+
+	return frontends.lookup(&key);
+}
+
+static __always_inline bool in_source_range(const struct frontend *frontend, const struct tuple *tuple)
+{
+	struct source_range_key key = {
+		.prefix_bits = 32 + 8 * ADDRESS_BYTES,
+		.service_id = frontend->service_id,
+		.client = tuple->source,
+	};
+
+	return source_ranges.lookup(&key);
+}
+
+/* The same connection always gets the same number; Maglev needs no more of a hash. */
+static __always_inline __u32 tuple_hash(const struct tuple *tuple)
+{
+	__u32 hash = ((__u32)tuple->source_port_be << 16) ^ tuple->destination_port_be ^ tuple->protocol;
+
+#pragma unroll
+	for (int i = 0; i < ADDRESS_WORDS; i++) {
+		hash = (hash ^ tuple->source.words[i]) * GOLDEN_RATIO_32;
+		hash = (hash ^ (hash >> 15) ^ tuple->destination.words[i]) * GOLDEN_RATIO_32;
+	}
+	return hash ^ (hash >> 16);
+}
+
+/* The backend that this client used last, if it is still usable and its time has not run out. */
+static __always_inline __u32 affine_backend(const struct frontend *frontend, const struct affinity_key *key, __u32 now)
+{
+	struct affinity *last = affinity.lookup((struct affinity_key *)key);
+
+	if (!last || now - last->last_used_seconds > frontend->affinity_seconds)
+		return 0;
+	struct backend *backend = backends.lookup(&last->backend_id);
+	if (!backend || backend->epoch != last->epoch || backend->state != BACKEND_USABLE)
+		return 0;
+	return last->backend_id;
+}
+
+static __always_inline __u32 pick_backend(const struct frontend *frontend, const struct tuple *tuple)
+{
+	__u32 number = frontend->flags & FRONTEND_MAGLEV ? tuple_hash(tuple) : bpf_get_prandom_u32();
+	__u32 index = frontend->slot_base + (__u32)(((__u64)number * frontend->slot_count) >> 32);
+	__u32 *backend_id = slots.lookup(&index);
+
+	return backend_id ? *backend_id : 0;
+}
+
+static __always_inline struct choice choose_backend(const struct packet *packet, __u32 now)
+{
+	const struct frontend *frontend = find_frontend(&packet->tuple);
+	struct choice choice = {};
+
+	if (!frontend) {
+		choice.verdict = is_vip(&packet->tuple) ? VERDICT_REJECTED_UNDEFINED_PORT : VERDICT_UNTOUCHED;
+		return choice;
+	}
+	if (frontend->flags & FRONTEND_SOURCE_RANGES && !in_source_range(frontend, &packet->tuple)) {
+		choice.verdict = VERDICT_DROPPED_SOURCE_RANGE;
+		return choice;
+	}
+	if (!frontend->slot_count) {
+		choice.verdict = frontend->flags & FRONTEND_DROP ? VERDICT_DROPPED_TRAFFIC_POLICY
+								 : VERDICT_REJECTED_NO_BACKEND;
+		return choice;
+	}
+	choice.verdict = VERDICT_BALANCED;
+	if (!frontend->affinity_seconds) {
+		choice.backend_id = pick_backend(frontend, &packet->tuple);
+		return choice;
+	}
+
+	struct affinity_key key = { .client = packet->tuple.source, .service_id = frontend->service_id };
+	choice.backend_id = affine_backend(frontend, &key, now) ?: pick_backend(frontend, &packet->tuple);
+	struct backend *backend = backends.lookup(&choice.backend_id);
+	if (backend) {
+		struct affinity used = {
+			.backend_id = choice.backend_id,
+			.epoch = backend->epoch,
+			.last_used_seconds = now,
+		};
+		affinity.update(&key, &used);
+	}
+	return choice;
+}
+
+/* May the entry that stands at our reply's key be replaced? It is what is left of this very connection, or it is over. */
+static __always_inline bool is_replaceable(const struct flow *existing, const struct tuple *key, __u32 now)
+{
+	bool ours = same_address(&existing->to.source, &key->destination) &&
+		    existing->to.source_port_be == key->destination_port_be &&
+		    existing->to.destination_port_be == key->source_port_be;
+
+	return ours || existing->state == FLOW_CLOSED || is_expired(existing, now);
+}
+
+/*
+ * Claim the reply's key. One backend behind two VIPs, reached from one client port, would have one reply tuple for
+ * two connections: the second gets another source port.
+ */
+static __always_inline enum verdict insert_reply(struct flow *flow, const struct tuple *key, __u32 now)
+{
+	for (int i = 0; i < SOURCE_PORT_ATTEMPTS; i++) {
+		struct tuple reply_key = peer_key(flow);
+		struct flow reply = mirrored(flow, key);
+		struct flow *existing = flows.lookup(&reply_key);
+
+		if (existing && is_replaceable(existing, key, now)) {
+			if (!flows.update(&reply_key, &reply))
+				return VERDICT_BALANCED;
+			return VERDICT_DROPPED_FLOW_TABLE_FULL;
+		}
+		if (!existing) {
+			long error = flows.insert(&reply_key, &reply);
+			if (!error)
+				return VERDICT_BALANCED;
+			if (error != -EEXIST)
+				return VERDICT_DROPPED_FLOW_TABLE_FULL;
+		}
+		flow->to.source_port_be = htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
+	}
+	return VERDICT_DROPPED_NO_SOURCE_PORT;
+}
+
+/* Make `flow` for a packet whose backend has been chosen. The reply's entry first: no reply may come before it is known. */
+static __always_inline enum verdict create_flow(const struct packet *packet, __u32 backend_id, __u32 now, struct flow *flow)
+{
+	struct backend *backend = backends.lookup(&backend_id);
+
+	if (!backend || backend->state == BACKEND_FREE)
+		return VERDICT_DROPPED_INTERNAL;
+	flow->to = packet->tuple;
+	flow->to.destination = backend->address;
+	flow->to.destination_port_be = backend->port_be;
+	flow->to.direction = TO_POD;
+	flow->backend_id = backend_id;
+	flow->epoch = backend->epoch;
+	flow->service_id = backend->service_id;
+	flow->last_seen_seconds = now;
+	flow->created_seconds = now;
+	flow->state = FLOW_NEW;
+	flow->flags = 0;
+	if (same_address(&backend->address, &packet->tuple.source)) {
+		/* A packet from itself is a martian to the pod; from the VIP it is not, and the answer comes back to us. */
+		flow->to.source = packet->tuple.destination;
+		flow->to.direction = FROM_POD;
+		flow->flags = FLOW_HAIRPIN;
+	}
+	enum verdict verdict = insert_reply(flow, &packet->tuple, now);
+	if (verdict == VERDICT_BALANCED && flows.update((struct tuple *)&packet->tuple, flow))
+		return VERDICT_DROPPED_FLOW_TABLE_FULL;
+	return verdict;
+}
