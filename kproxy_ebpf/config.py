@@ -61,9 +61,7 @@ POD_INTERFACES = ("veth*", "cali*", "lxc*", "eni*", "azv*", "gke*")
 class Settings(BaseModel):
     """One valid set of settings. The keys outside are these names with hyphens."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"))
 
     mode: Mode = Mode.HYBRID
     forwarding: Forwarding = Forwarding.STACK
@@ -171,3 +169,11 @@ class SettingsKeeper:
             self.error = error
         for listener in self._listeners:
             listener(self)
+
+
+async def watch_settings_file(path: Path, keeper: SettingsKeeper) -> None:
+    """Offer `path` to `keeper` whenever it changes. Watches the folder: editors and ConfigMap mounts replace files."""
+    from watchfiles import awatch
+
+    async for _ in awatch(path.parent, recursive=False, debounce=200, step=50):
+        keeper.offer(lambda: read_settings_file(path))

@@ -1,0 +1,96 @@
+"""What tells the commands and the next start about a daemon: its lock, its status and the last good settings.
+
+The lock is on the folder that holds the pins, so that it is one per node whatever container a daemon runs in. The maps
+hold numbers only; names of Services, refused objects and their reasons come from the status. One folder per bpffs
+mount below STATE_ROOT, so that the nodes of a lab keep apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kproxy_ebpf.errors import BusyError
+
+STATE_ROOT = Path("/run/kproxy-ebpf")
+
+
+def state_dir(bpffs: Path, root: Path = STATE_ROOT) -> Path:
+    """The folder for the daemon that pins below `bpffs`: /sys/fs/bpf → ROOT/sys-fs-bpf."""
+    return root / "-".join(bpffs.absolute().parts[1:])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new one, never a part. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            json.dump(content, file)
+            file.flush()
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of `path`, or nothing where it is absent or unreadable: a status is never worth an error."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_status(bpffs: Path) -> dict[str, Any]:
+    """What the daemon for `bpffs` wrote last, with ``running`` as of now; empty where none ever ran."""
+    status = read_json(state_dir(bpffs) / "status.json")
+    return {**status, "running": is_running(bpffs)} if status else {}
+
+
+@contextmanager
+def daemon_lock(bpffs: Path) -> Iterator[None]:
+    """Hold the node's lock inside the block; the kernel drops it with the process. Raises BusyError, OSError."""
+    folder = bpffs / "kproxy-ebpf"
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _lock(descriptor, patience_seconds=1):
+            raise BusyError(f"a daemon already runs on this node (it holds {folder}): stop it first")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_running(bpffs: Path) -> bool:
+    """Whether a daemon holds the node's lock now."""
+    try:
+        descriptor = os.open(bpffs / "kproxy-ebpf", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, patience_seconds: float = 0) -> bool:
+    # Patience, because `is_running` itself holds the lock for a moment.
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

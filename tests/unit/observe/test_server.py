@@ -1,0 +1,87 @@
+"""The endpoints over real sockets on loopback."""
+
+import socket
+
+import pytest
+from aiohttp import ClientSession
+
+from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.observe.health import Health
+from kproxy_ebpf.observe.metrics import DatapathCollector, DatapathReading, Metrics
+from kproxy_ebpf.observe.server import health_app, metrics_app, serving, split_address
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (":10356", (None, 10356)),
+        ("127.0.0.1:1", ("127.0.0.1", 1)),
+        ("[::1]:80", ("::1", 80)),
+        ("localhost:80", ("localhost", 80)),
+    ],
+)
+def test_addresses_are_split(text: str, parts: tuple[str | None, int]) -> None:
+    assert split_address(text, "--x") == parts
+
+
+@pytest.mark.parametrize("text", ["", "10356", "::1:80", "h:", "h:x", "h:70000"])
+def test_a_bad_address_names_its_flag(text: str) -> None:
+    with pytest.raises(UsageError, match="--health-address"):
+        split_address(text, "--health-address")
+
+
+async def test_health_endpoints_answer_and_count() -> None:
+    health, metrics = Health(limit_seconds=60), Metrics()
+    address = f"127.0.0.1:{free_port()}"
+    async with serving(health_app(health, metrics), address, "--health-address"), ClientSession() as client:
+        async with client.get(f"http://{address}/healthz") as answer:
+            assert answer.status == 200
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.content_type == "application/json"
+            assert (await answer.json())["nodeEligible"] is True
+        health.node_eligible = False
+        async with client.get(f"http://{address}/healthz") as answer:
+            assert answer.status == 503
+        async with client.get(f"http://{address}/livez") as answer:
+            assert answer.status == 200
+    count = metrics.registry.get_sample_value
+    assert count("kubeproxy_proxy_healthz_total", {"code": "200"}) == 1
+    assert count("kubeproxy_proxy_healthz_total", {"code": "503"}) == 1
+    assert count("kubeproxy_proxy_livez_total", {"code": "200"}) == 1
+
+
+async def test_metrics_are_read_from_the_datapath_at_each_scrape() -> None:
+    metrics = Metrics()
+    readings = iter([3, 5])
+    metrics.registry.register(
+        DatapathCollector(lambda: DatapathReading({"balanced": (next(readings), 400)}, {"flows_v4": (2, 10)}))
+    )
+    address = f"127.0.0.1:{free_port()}"
+    async with serving(metrics_app(metrics.registry), address, "--metrics-address"), ClientSession() as client:
+        for packets in (3, 5):
+            async with client.get(f"http://{address}/metrics") as answer:
+                text = await answer.text()
+            assert f'kproxy_ebpf_verdicts_total{{verdict="balanced"}} {packets}.0' in text
+    assert 'kproxy_ebpf_verdict_bytes_total{verdict="balanced"} 400.0' in text
+    assert 'kproxy_ebpf_table_entries{table="flows_v4"} 2.0' in text
+    assert 'kproxy_ebpf_table_max_entries{table="flows_v4"} 10.0' in text
+
+
+async def test_a_busy_port_is_one_sentence_with_address_and_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        with pytest.raises(BusyError, match=f"{address} .*--metrics-address"):
+            async with serving(metrics_app(Metrics().registry), address, "--metrics-address"):
+                pass
+
+
+async def test_a_foreign_address_is_a_wrong_flag() -> None:
+    with pytest.raises(UsageError, match="--health-address"):
+        async with serving(metrics_app(Metrics().registry), "192.0.2.1:80", "--health-address"):
+            pass

@@ -1,0 +1,48 @@
+"""The lock, and files that readers never see half-written."""
+
+from pathlib import Path
+
+import pytest
+
+from kproxy_ebpf.errors import BusyError
+from kproxy_ebpf.observe.state import daemon_lock, is_running, read_json, state_dir, write_json
+
+
+def test_each_bpffs_has_its_own_folder() -> None:
+    assert state_dir(Path("/sys/fs/bpf"), Path("/run/x")) == Path("/run/x/sys-fs-bpf")
+
+
+def test_content_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "status.json"
+    write_json(file, {"refused": []})
+    write_json(file, {"refused": ["a"]})
+    assert read_json(file) == {"refused": ["a"]}
+    assert [path.name for path in file.parent.iterdir()] == ["status.json"]
+
+
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    assert read_json(file) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", None])
+def test_an_unreadable_file_is_no_status(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "status.json"
+    if content is not None:
+        file.write_text(content)
+    assert read_json(file) == {}
+
+
+def test_one_daemon_per_node(tmp_path: Path) -> None:
+    assert not is_running(tmp_path)
+    with daemon_lock(tmp_path):
+        assert is_running(tmp_path)
+        with pytest.raises(BusyError, match="already runs"), daemon_lock(tmp_path):
+            pass
+    assert not is_running(tmp_path)
+    with daemon_lock(tmp_path):
+        pass
