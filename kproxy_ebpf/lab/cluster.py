@@ -1,0 +1,196 @@
+"""A cluster on one machine: nodes and pods are network namespaces, the wires between them veth pairs.
+
+::
+
+    client ═ eth0 ── vethclient ═ node1 ═ eth0 ── bridge in the namespace "net" ── eth0 ═ node2 ═ vethweb ── eth0 ═ web
+
+Node N has 10.200.0.N and fd00:200::N; its pods have 10.244.N.2… and fd00:244:N::2…. The namespace `Lab.net` is the
+world outside: every node's default route ends there. Nothing is made in the machine's own namespace.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from types import TracebackType
+from typing import Self
+
+from kproxy_ebpf.lab import netns, registry
+from kproxy_ebpf.lab.netns import Namespace
+
+# Addresses are usable at once: nobody else is here whom they could duplicate.
+QUICK = {
+    "ipv6/conf/all/accept_dad": "0",
+    "ipv6/conf/default/accept_dad": "0",
+    "ipv6/conf/default/router_solicitations": "0",
+    "ipv6/conf/default/accept_ra": "0",
+}
+ROUTER = QUICK | {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
+NODE = ROUTER | {"ipv4/conf/all/rp_filter": "2", "ipv4/conf/default/rp_filter": "2"}
+
+# The gateway that every pod of a point-to-point node sees; a permanent neighbour, so the host side needs no address.
+GATEWAY4, GATEWAY6, GATEWAY_MAC = "169.254.1.1", "fe80::1", "ee:ee:ee:ee:ee:ee"
+OUTSIDE4, OUTSIDE6 = "10.200.0.254", "fd00:200::fe"
+LINK_NAME_MAX = 15
+
+
+class Cni(StrEnum):
+    """How a node wires its pods. PTP: a host route to each pod's link. BRIDGE: all links in one bridge, the gateway."""
+
+    PTP = "ptp"
+    BRIDGE = "bridge"
+
+
+class Pod(Namespace):
+    """A pod. `host_link` is the name of its link's host side, in the node's namespace."""
+
+    def __init__(self, node: Node, name: str, number: int, mtu: int) -> None:
+        super().__init__(f"{node.netns}-{name}", name, QUICK)
+        self.node = node
+        self.ip4 = str(node.pod_cidr4[number])
+        self.ip6 = str(node.pod_cidr6[number])
+        self.host_link = f"veth{name}"
+        if len(self.host_link) > LINK_NAME_MAX:
+            raise ValueError(f"pod name {name!r} is too long: its link would be {self.host_link}")
+        node.ip(
+            f"link add {self.host_link} mtu {mtu} address {GATEWAY_MAC} type veth "
+            f"peer name eth0 mtu {mtu} netns {self.netns}",
+            *node.wires_to(self),
+        )
+        self.ip("link set lo up", "link set eth0 up", *node.wires_in(self))
+
+    def address(self, family: int) -> str:
+        return {4: self.ip4, 6: self.ip6}[family]
+
+
+class Node(Namespace):
+    """A node with an uplink `eth0` to the other nodes and to the world outside."""
+
+    def __init__(self, lab: Lab, name: str, number: int, cidrs: tuple[str, str], cni: Cni, mtu: int) -> None:
+        super().__init__(f"{lab.prefix}-{name}", name, NODE)
+        self.lab = lab
+        self.cni = cni
+        self.ip4, self.ip6 = f"10.200.0.{number}", f"fd00:200::{number}"
+        self.pod_cidr4, self.pod_cidr6 = IPv4Network(cidrs[0]), IPv6Network(cidrs[1])
+        self.pods: dict[str, Pod] = {}
+        self._next_pod = 2
+        lab.net.ip(
+            f"link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.netns}",
+            f"link set {name} master underlay up",
+        )
+        self.ip(
+            "link set lo up",
+            f"addr add {self.ip4}/24 dev eth0",
+            f"addr add {self.ip6}/64 dev eth0",
+            "link set eth0 up",
+            f"route add default via {OUTSIDE4}",
+            f"route add ::/0 via {OUTSIDE6}",
+            *(self._bridge() if cni is Cni.BRIDGE else ()),
+        )
+
+    def pod(self, name: str, *, mtu: int = 1500) -> Pod:
+        """Add a pod; its link exists on the node before anything can be sent from inside, as with a CNI plugin."""
+        if name in self.pods:
+            raise ValueError(f"{self.name} has a pod {name!r} already")
+        pod = self.pods[name] = Pod(self, name, self._next_pod, mtu)
+        self._next_pod += 1
+        return pod
+
+    def remove(self, pod: Pod) -> None:
+        """Take a pod away, its processes and its link with it."""
+        del self.pods[pod.name]
+        pod.close()
+        self.ip(f"link del {pod.host_link}")
+        netns.delete([pod.netns])
+
+    def route_to(self, other: Node) -> None:
+        self.ip(
+            f"route add {other.pod_cidr4} via {other.ip4}",
+            f"route add {other.pod_cidr6} via {other.ip6}",
+        )
+
+    def _bridge(self) -> tuple[str, ...]:
+        return (
+            "link add cni0 type bridge forward_delay 0 mcast_snooping 0",
+            f"addr add {self.pod_cidr4[1]}/{self.pod_cidr4.prefixlen} dev cni0",
+            f"addr add {self.pod_cidr6[1]}/{self.pod_cidr6.prefixlen} dev cni0",
+            "link set cni0 up",
+        )
+
+    def wires_to(self, pod: Pod) -> tuple[str, ...]:
+        """The `ip` commands that connect the host side of a pod's link."""
+        if self.cni is Cni.BRIDGE:
+            return (f"link set {pod.host_link} master cni0 up",)
+        return (
+            f"link set {pod.host_link} up",
+            f"route add {pod.ip4}/32 dev {pod.host_link}",
+            f"route add {pod.ip6}/128 dev {pod.host_link}",
+        )
+
+    def wires_in(self, pod: Pod) -> tuple[str, ...]:
+        """The `ip` commands that configure the pod's own side."""
+        if self.cni is Cni.BRIDGE:
+            return (
+                f"addr add {pod.ip4}/{self.pod_cidr4.prefixlen} dev eth0",
+                f"addr add {pod.ip6}/{self.pod_cidr6.prefixlen} dev eth0",
+                f"route add default via {self.pod_cidr4[1]}",
+                f"route add ::/0 via {self.pod_cidr6[1]}",
+            )
+        return (
+            f"addr add {pod.ip4}/32 dev eth0",
+            f"addr add {pod.ip6}/128 dev eth0",
+            f"route add {GATEWAY4} dev eth0 scope link",
+            f"route add default via {GATEWAY4} dev eth0",
+            f"route add ::/0 via {GATEWAY6} dev eth0",
+            f"neigh add {GATEWAY4} lladdr {GATEWAY_MAC} dev eth0 nud permanent",
+            f"neigh add {GATEWAY6} lladdr {GATEWAY_MAC} dev eth0 nud permanent",
+        )
+
+
+class Lab:
+    """A context manager: everything is gone when it is left. What a killed run left is removed on entry."""
+
+    def __init__(self) -> None:
+        registry.clean_stale()
+        self.run_id = registry.claim()
+        self.prefix = f"{registry.PREFIX}-{self.run_id}"
+        self.folder = registry.RUNS / self.run_id
+        self.nodes: dict[str, Node] = {}
+        self.net = Namespace(f"{self.prefix}-net", "net", ROUTER)
+        self.net.ip(
+            "link set lo up",
+            "link add underlay type bridge forward_delay 0 mcast_snooping 0",
+            f"addr add {OUTSIDE4}/24 dev underlay",
+            f"addr add {OUTSIDE6}/64 dev underlay",
+            "link set underlay up",
+        )
+
+    def node(self, name: str, *, pod_cidrs: tuple[str, str] | None = None, cni: Cni = Cni.PTP, mtu: int = 1500) -> Node:
+        """Add a node; `pod_cidrs` are (IPv4, IPv6), `mtu` is its uplink's. The nodes learn routes to each other."""
+        number = len(self.nodes) + 1
+        node = Node(self, name, number, pod_cidrs or (f"10.244.{number}.0/24", f"fd00:244:{number}::/64"), cni, mtu)
+        self.net.ip(
+            f"route add {node.pod_cidr4} via {node.ip4}",
+            f"route add {node.pod_cidr6} via {node.ip6}",
+        )
+        for other in self.nodes.values():
+            other.route_to(node)
+            node.route_to(other)
+        self.nodes[name] = node
+        return node
+
+    def close(self) -> None:
+        """End all processes and remove all namespaces, mounts and files of this lab."""
+        for node in self.nodes.values():
+            for namespace in (*node.pods.values(), node):
+                namespace.close()
+        self.net.close()
+        registry.release(self.run_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
