@@ -104,11 +104,3 @@ static __always_inline void touch(const struct packet *packet, struct flow *flow
 		flows.insert(&key, &restored);
 	}
 }
-
-/* The flow that a packet belongs to, or NULL where it has none or one that has timed out. */
-static __always_inline struct flow *find_flow(struct packet *packet, __u32 now)
-{
-	struct flow *flow = flows.lookup(&packet->tuple);
-
-	return flow && !is_expired(flow, now) ? flow : NULL;
-}

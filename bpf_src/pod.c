@@ -61,9 +61,9 @@ static __always_inline int finish_other(const struct packet *packet)
 /* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
 enum flow_fate { FLOW_GOES_ON, FLOW_BEGINS_ANEW, FLOW_IS_RESET };
 
-static __always_inline enum flow_fate fate_of(const struct packet *packet, const struct flow *flow)
+static __always_inline enum flow_fate fate_of(const struct packet *packet, const struct flow *flow, __u32 now)
 {
-	if (is_syn(packet) && flow->state == FLOW_CLOSED)
+	if (is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED))
 		return FLOW_BEGINS_ANEW;
 	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
 	/* Another epoch: the id has been given away, and nothing more will be learned of the backend of this flow. */
@@ -78,10 +78,12 @@ static __always_inline enum flow_fate fate_of(const struct packet *packet, const
 }
 
 /* The first packet of a flow, or one that belongs to none. */
-static __always_inline int begin_flow(const struct packet *packet, __u32 now)
+static __always_inline int begin_flow(const struct packet *packet)
 {
 	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
 		return finish(packet, VERDICT_MIDSTREAM, NULL);
+
+	__u32 now = now_seconds();
 	struct choice choice = choose_backend(packet, now);
 	if (!choice.backend_id)
 		return finish(packet, choice.verdict == VERDICT_BALANCED ? VERDICT_DROPPED_INTERNAL : choice.verdict, NULL);
@@ -103,11 +105,14 @@ int from_pod(struct __sk_buff *skb)
 	if (packet.kind != PACKET_TRANSPORT)
 		return finish_other(&packet);
 
+	struct flow *flow = flows.lookup(&packet.tuple);
+	if (!flow)
+		return begin_flow(&packet);
+
 	__u32 now = now_seconds();
-	struct flow *flow = find_flow(&packet, now);
-	enum flow_fate fate = flow ? fate_of(&packet, flow) : FLOW_BEGINS_ANEW;
+	enum flow_fate fate = fate_of(&packet, flow, now);
 	if (fate == FLOW_BEGINS_ANEW)
-		return begin_flow(&packet, now);
+		return begin_flow(&packet);
 	if (fate == FLOW_IS_RESET)
 		return finish(&packet, VERDICT_RESET_BACKEND_GONE, NULL);
 
@@ -125,9 +130,12 @@ int to_pod(struct __sk_buff *skb)
 	if (packet.kind != PACKET_TRANSPORT)
 		return finish_other(&packet);
 
-	__u32 now = now_seconds();
-	struct flow *flow = find_flow(&packet, now);
+	struct flow *flow = flows.lookup(&packet.tuple);
 	if (!flow)
+		return finish(&packet, VERDICT_UNTOUCHED, NULL);
+
+	__u32 now = now_seconds();
+	if (is_expired(flow, now))
 		return finish(&packet, VERDICT_UNTOUCHED, NULL);
 	touch(&packet, flow, now);
 	struct tuple to = flow->to;
