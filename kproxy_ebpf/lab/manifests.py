@@ -5,7 +5,6 @@ Files are replaced atomically, as an operator's tools do (write beside, rename).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -91,7 +90,7 @@ class Manifests:
         """Remove a Service with all its slices."""
         self.remove(f"service-{name}")
         for path in self.folder.glob(f"endpointslice-{name}-ipv[46]*.yaml"):
-            os.unlink(path)
+            path.unlink()
 
 
 def _object(api_version: str, kind: str, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:

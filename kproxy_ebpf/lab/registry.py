@@ -14,8 +14,9 @@ import subprocess
 from pathlib import Path
 
 from kproxy_ebpf.lab import netns
+from kproxy_ebpf.observe.state import STATE_ROOT, state_dir
 
-RUNS = Path("/run/kproxy-ebpf/lab")
+RUNS = STATE_ROOT / "lab"
 PREFIX = "kpx"
 _sequence = itertools.count(1)
 
@@ -49,6 +50,7 @@ def release(run_id: str) -> None:
     netns.delete(namespaces_of(run_id))
     for mount in _mounts_below(folder):
         subprocess.run(["umount", "--lazy", str(mount)], check=True, timeout=10)
+        shutil.rmtree(state_dir(mount), ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
