@@ -16,8 +16,11 @@ enum timeout_seconds {
 	TIMEOUT_TCP_ESTABLISHED = 432000,
 	TIMEOUT_TCP_CLOSING = 3600,	/* one side may go on sending after the other's FIN: CLOSE_WAIT and FIN_WAIT are long */
 	TIMEOUT_TCP_CLOSED = 120,
-	TIMEOUT_NEW = 30,
-	TIMEOUT_ESTABLISHED = 120,
+	TIMEOUT_UDP_NEW = 30,
+	TIMEOUT_UDP_ESTABLISHED = 120,
+	TIMEOUT_SCTP_NEW = 30,
+	TIMEOUT_SCTP_ESTABLISHED = 210,
+	TIMEOUT_SCTP_CLOSED = 10,
 };
 
 #define NANOSECONDS_PER_SECOND 1000000000ull
@@ -27,11 +30,9 @@ static __always_inline __u32 now_seconds(void)
 	return bpf_ktime_get_ns() / NANOSECONDS_PER_SECOND;
 }
 
-static __always_inline __u32 timeout_of(const struct flow *flow)
+static __always_inline __u32 tcp_timeout(__u8 state)
 {
-	if (flow->to.protocol != IPPROTO_TCP)
-		return flow->state == FLOW_NEW ? TIMEOUT_NEW : TIMEOUT_ESTABLISHED;
-	switch (flow->state) {
+	switch (state) {
 	case FLOW_NEW:
 		return TIMEOUT_TCP_NEW;
 	case FLOW_ESTABLISHED:
@@ -41,6 +42,17 @@ static __always_inline __u32 timeout_of(const struct flow *flow)
 	default:
 		return TIMEOUT_TCP_CLOSED;
 	}
+}
+
+static __always_inline __u32 timeout_of(const struct flow *flow)
+{
+	if (flow->to.protocol == IPPROTO_TCP)
+		return tcp_timeout(flow->state);
+	if (flow->to.protocol == IPPROTO_UDP)
+		return flow->state == FLOW_NEW ? TIMEOUT_UDP_NEW : TIMEOUT_UDP_ESTABLISHED;
+	if (flow->state == FLOW_CLOSED)
+		return TIMEOUT_SCTP_CLOSED;
+	return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
 }
 
 static __always_inline bool is_expired(const struct flow *flow, __u32 now)
@@ -63,7 +75,7 @@ static __always_inline struct tuple peer_key(const struct flow *flow)
 	return reversed(&flow->to, flow->to.direction);
 }
 
-/* What a TCP packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. */
+/* What a packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. */
 static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 {
 	bool from_backend = flow->flags & FLOW_REPLY;

@@ -34,7 +34,7 @@ enum verdict {
 	VERDICT_REVERSED = 3,			/* packet of a known flow, on its way back: the pod sees the VIP */
 	VERDICT_ICMP_ERROR_TRANSLATED = 4,	/* ICMP error about a known flow, inner packet included */
 	VERDICT_FRAGMENT = 5,			/* fragment: left to the host */
-	VERDICT_MIDSTREAM = 6,			/* TCP to a frontend, but neither SYN nor of a known flow: left to the host */
+	VERDICT_MIDSTREAM = 6,			/* TCP or SCTP, neither a first packet nor of a known flow: left to the host */
 	VERDICT_MALFORMED = 7,			/* headers truncated or lying: left to the host */
 	VERDICT_REJECTED_NO_BACKEND = 8,	/* frontend without a usable backend: answered with RST or ICMP */
 	VERDICT_REJECTED_UNDEFINED_PORT = 9,	/* a VIP, but no frontend on this port: answered with RST or ICMP */

@@ -9,11 +9,16 @@
 enum tail_program {
 	PROGRAM_REJECT = 0,
 	PROGRAM_ICMP_ERROR = 1,
-	PROGRAM_COUNT = 2,
+	PROGRAM_SCTP_CHECKSUM = 2,
+	PROGRAM_COUNT = 3,
 };
 
-/* skb->cb survives a tail call: the argument of the program that is called. */
-#define ARGUMENT 0
+/* skb->cb survives a tail call: the arguments of the program that is called. */
+enum tail_argument {
+	ARGUMENT_DIRECTION = 0,
+	ARGUMENT_PORTS_DIFFERENCE = 0,
+	ARGUMENT_SEND_BACK = 1,
+};
 
 /* Back to the pod that sent it: out of the host's end of its link, the link-layer addresses exchanged. */
 static __always_inline int send_back(struct __sk_buff *skb)

@@ -23,7 +23,21 @@ static __always_inline __u32 ports_word(const struct tuple *tuple)
 	return tuple->source_port_be | (__u32)tuple->destination_port_be << 16;
 }
 
-/* Offset of the checksum within the transport header. */
+/*
+ * Is the checksum still to be completed by whoever sends the packet on (CHECKSUM_PARTIAL)? No helper says so, but a change of
+ * content leaves the field of such a packet alone and changes that of any other. The caller overwrites the field.
+ */
+static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 offset)
+{
+	__sum16 before = 0, after = 0;
+
+	bpf_skb_load_bytes(skb, offset, &before, sizeof(before));
+	bpf_l4_csum_replace(skb, offset, 0, 1, sizeof(__be16));
+	bpf_skb_load_bytes(skb, offset, &after, sizeof(after));
+	return before == after;
+}
+
+/* Offset of the checksum within a TCP or UDP header. */
 static __always_inline __u32 checksum_offset(__u8 protocol)
 {
 	return protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
@@ -52,20 +66,30 @@ static __always_inline long write_ports(struct __sk_buff *skb, __u32 offset, con
 	return bpf_skb_store_bytes(skb, offset, &ports, sizeof(ports), 0);
 }
 
-/* Give the packet the tuple `to`. Returns false where the kernel refused: the packet may be half written and must be dropped. */
-static __always_inline bool translate(const struct packet *packet, const struct tuple *to)
+static __always_inline long adjust_checksum(const struct packet *packet, const struct tuple *to, __s64 difference)
 {
-	struct __sk_buff *skb = packet->skb;
-	__s64 difference = address_difference(&packet->tuple, to);
 	__u64 zero_is_none = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 checksum = packet->transport_offset + checksum_offset(packet->protocol);
-	long error = bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | zero_is_none);
+	__u32 from_ports = ports_word(&packet->tuple), to_ports = ports_word(to);
+	long error = bpf_l4_csum_replace(packet->skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | zero_is_none);
 
-	if (ports_word(&packet->tuple) != ports_word(to)) {
-		error = error ?: bpf_l4_csum_replace(skb, checksum, ports_word(&packet->tuple), ports_word(to),
-						     zero_is_none | sizeof(__be32));
-		error = error ?: write_ports(skb, packet->transport_offset, to);
-	}
-	error = error ?: write_addresses(skb, NETWORK_OFFSET, to, difference);
-	return !error;
+	if (from_ports != to_ports)
+		error = error ?: bpf_l4_csum_replace(packet->skb, checksum, from_ports, to_ports, zero_is_none | sizeof(__be32));
+	return error;
+}
+
+/*
+ * Give the packet the tuple `to`. Returns false where the kernel refused: the packet may be half written and must be dropped.
+ * SCTP's checksum is not touched here: see sctp.h.
+ */
+static __always_inline bool translate(const struct packet *packet, const struct tuple *to)
+{
+	__s64 difference = address_difference(&packet->tuple, to);
+	long error = 0;
+
+	if (packet->protocol != IPPROTO_SCTP)
+		error = adjust_checksum(packet, to, difference);
+	if (ports_word(&packet->tuple) != ports_word(to))
+		error = error ?: write_ports(packet->skb, packet->transport_offset, to);
+	return !(error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference));
 }

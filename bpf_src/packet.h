@@ -10,7 +10,7 @@
 #define TCP_DATA_OFFSET_UNIT 4
 
 enum packet_kind {
-	PACKET_OTHER,		/* neither TCP, UDP nor an ICMP error */
+	PACKET_OTHER,		/* neither TCP, UDP, SCTP nor an ICMP error */
 	PACKET_TRANSPORT,	/* has a tuple */
 	PACKET_ICMP_ERROR,
 	PACKET_FRAGMENT,
@@ -24,13 +24,20 @@ enum tcp_flags {
 	TCP_ACK = 0x10,
 };
 
+/* Types of an SCTP packet's first chunk (RFC 9260, 3.2) that begin or end an association. */
+enum sctp_chunk {
+	SCTP_INIT = 1,
+	SCTP_ABORT = 6,
+	SCTP_SHUTDOWN_COMPLETE = 14,
+};
+
 struct packet {
 	struct __sk_buff *skb;
 	enum packet_kind kind;
 	__u32 transport_offset;	/* from the start of the frame */
 	__u32 end_offset;	/* of the IP packet: a frame may be padded behind it */
 	__u8 protocol;
-	__u8 tcp_flags;		/* 0 unless TCP */
+	__u8 tcp_flags;		/* of SCTP what means the same: SYN for INIT, RST for ABORT; of UDP 0 */
 	struct tuple tuple;
 };
 
@@ -43,7 +50,10 @@ struct transport_start {
 		__be16 udp_length_be;
 	};
 	__be32 acknowledgement_be;
-	__u8 data_offset;	/* TCP: upper four bits, in words */
+	union {
+		__u8 data_offset;	/* TCP: upper four bits, in words */
+		__u8 sctp_chunk;
+	};
 	__u8 tcp_flags;
 	__be16 window_be;
 };
@@ -166,7 +176,20 @@ static __always_inline bool is_icmp_error(__u8 type)
 
 static __always_inline bool has_ports(__u8 protocol)
 {
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+static __always_inline __u8 flags_of_chunk(__u8 chunk)
+{
+	switch (chunk) {
+	case SCTP_INIT:
+		return TCP_SYN;
+	case SCTP_ABORT:
+	case SCTP_SHUTDOWN_COMPLETE:
+		return TCP_RST;
+	default:
+		return TCP_ACK;
+	}
 }
 
 /* Lengths that lie: a header that does not fit between its start and the packet's end. */
@@ -178,6 +201,8 @@ static __always_inline bool transport_fits(const struct packet *packet, const st
 		__u32 header_bytes = (start->data_offset >> 4) * TCP_DATA_OFFSET_UNIT;
 		return header_bytes >= sizeof(struct tcphdr) && header_bytes <= available;
 	}
+	if (packet->protocol == IPPROTO_SCTP)
+		return available >= sizeof(*start);
 	__u32 udp_bytes = ntohs(start->udp_length_be) ?: available; /* 0: longer than 64 KiB (RFC 2675) */
 	return udp_bytes >= sizeof(struct udphdr) && udp_bytes <= available;
 }
@@ -195,13 +220,13 @@ static __always_inline enum packet_kind parse_transport(struct packet *packet)
 	}
 	if (!has_ports(packet->protocol))
 		return PACKET_OTHER;
-	if (packet->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, sizeof(start)))
-			return PACKET_MALFORMED;
-		packet->tcp_flags = start.tcp_flags;
-	} else if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, sizeof(struct udphdr))) {
+	__u32 bytes = packet->protocol == IPPROTO_UDP ? sizeof(struct udphdr) : sizeof(start);
+	if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, bytes))
 		return PACKET_MALFORMED;
-	}
+	if (packet->protocol == IPPROTO_TCP)
+		packet->tcp_flags = start.tcp_flags;
+	else if (packet->protocol == IPPROTO_SCTP)
+		packet->tcp_flags = flags_of_chunk(start.sctp_chunk);
 	if (!transport_fits(packet, &start))
 		return PACKET_MALFORMED;
 	packet->tuple.source_port_be = start.source_port_be;
@@ -257,7 +282,7 @@ static __always_inline bool same_address(const struct address *a, const struct a
 	return !difference;
 }
 
-/* A connection that begins: SYN without ACK. */
+/* A connection that begins: SYN without ACK, INIT. */
 static __always_inline bool is_syn(const struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;

@@ -21,6 +21,7 @@
 #include "conntrack.h"
 #include "service.h"
 #include "nat.h"
+#include "sctp.h"
 #include "observe.h"
 #include "icmp.h"
 #include "reject.h"
@@ -36,9 +37,14 @@ static __always_inline int finish(const struct packet *packet, enum verdict verd
 		return TC_ACT_SHOT;
 	}
 	/* The pod's own end of the link is the only one that a hairpin packet can go to. */
-	if (to && packet->tuple.direction == FROM_POD && to->direction == FROM_POD)
-		return send_back(packet->skb);
-	return NEXT;
+	bool hairpin = to && packet->tuple.direction == FROM_POD && to->direction == FROM_POD;
+	if (to && packet->protocol == IPPROTO_SCTP) {
+		packet->skb->cb[ARGUMENT_PORTS_DIFFERENCE] = ports_word(&packet->tuple) ^ ports_word(to);
+		packet->skb->cb[ARGUMENT_SEND_BACK] = hairpin;
+		programs.call(packet->skb, PROGRAM_SCTP_CHECKSUM);
+		return TC_ACT_SHOT;
+	}
+	return hairpin ? send_back(packet->skb) : NEXT;
 }
 
 /* A packet without a tuple: ICMP errors may quote one, everything else is the host's. */
@@ -46,7 +52,7 @@ static __always_inline int finish_other(const struct packet *packet)
 {
 	switch (packet->kind) {
 	case PACKET_ICMP_ERROR:
-		packet->skb->cb[ARGUMENT] = packet->tuple.direction;
+		packet->skb->cb[ARGUMENT_DIRECTION] = packet->tuple.direction;
 		programs.call(packet->skb, PROGRAM_ICMP_ERROR);
 		return finish(packet, VERDICT_DROPPED_INTERNAL, NULL);
 	case PACKET_FRAGMENT:
@@ -70,7 +76,7 @@ static __always_inline enum flow_fate fate_of(const struct packet *packet, const
 	if (flow->flags & FLOW_REPLY || !backend || backend->epoch != flow->epoch || backend->state == BACKEND_USABLE)
 		return FLOW_GOES_ON;
 	bool ends = backend->state == BACKEND_GONE || backend->state == BACKEND_LEFT;
-	if (packet->protocol != IPPROTO_TCP)
+	if (packet->protocol == IPPROTO_UDP)
 		return ends ? FLOW_BEGINS_ANEW : FLOW_GOES_ON;
 	if (is_syn(packet))
 		return ends || flow->state != FLOW_NEW ? FLOW_BEGINS_ANEW : FLOW_GOES_ON;
@@ -80,7 +86,7 @@ static __always_inline enum flow_fate fate_of(const struct packet *packet, const
 /* The first packet of a flow, or one that belongs to none. */
 static __always_inline int begin_flow(const struct packet *packet)
 {
-	if (packet->protocol == IPPROTO_TCP && !is_syn(packet))
+	if (packet->protocol != IPPROTO_UDP && !is_syn(packet))
 		return finish(packet, VERDICT_MIDSTREAM, NULL);
 
 	__u32 now = now_seconds();
@@ -151,7 +157,17 @@ int reject(struct __sk_buff *skb)
 
 int icmp_error(struct __sk_buff *skb)
 {
-	struct packet packet = parse_packet(skb, skb->cb[ARGUMENT]);
+	struct packet packet = parse_packet(skb, skb->cb[ARGUMENT_DIRECTION]);
 
 	return finish(&packet, translate_icmp_error(&packet), NULL);
+}
+
+int sctp_checksum(struct __sk_buff *skb)
+{
+	struct packet packet = parse_packet(skb, FROM_POD);
+	__u32 difference = skb->cb[ARGUMENT_PORTS_DIFFERENCE];
+
+	if (difference && !adjust_sctp_checksum(&packet, difference))
+		return finish(&packet, VERDICT_DROPPED_INTERNAL, NULL);
+	return skb->cb[ARGUMENT_SEND_BACK] ? send_back(skb) : NEXT;
 }

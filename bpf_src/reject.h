@@ -61,20 +61,6 @@ static __always_inline long write_network_header(struct __sk_buff *skb, const st
 	return bpf_skb_store_bytes(skb, NETWORK_OFFSET, &ip, sizeof(ip), 0);
 }
 
-/*
- * Is the checksum still to be completed by whoever sends the packet on (CHECKSUM_PARTIAL)? No helper says so, but a change of
- * content leaves the field of such a packet alone and changes that of any other. The caller overwrites the field.
- */
-static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 offset)
-{
-	__sum16 before = 0, after = 0;
-
-	bpf_skb_load_bytes(skb, offset, &before, sizeof(before));
-	bpf_l4_csum_replace(skb, offset, 0, 1, sizeof(__be16));
-	bpf_skb_load_bytes(skb, offset, &after, sizeof(after));
-	return before == after;
-}
-
 /* RFC 9293, 3.10.7.1: the answer to a segment for a connection that does not exist. */
 static __always_inline struct tcphdr reset_for(const struct packet *packet, const struct tcphdr *tcp)
 {

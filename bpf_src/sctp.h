@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * SCTP's checksum is a CRC32c over the whole packet (RFC 9260, 6.8). It does not cover the addresses, but it covers the
+ * ports. CRCs are linear: the change of the ports, followed by as many zero bytes as the packet goes on for, has a CRC of its own,
+ * and the new checksum is the old one with that added (XOR). Following by n zero bytes is multiplying by x^(8n) modulo the
+ * polynomial, which takes one multiplication for each bit that is set in n.
+ */
+#define CRC32C_POLYNOMIAL 0x82f63b78u /* bits reversed */
+#define SCTP_LENGTH_BITS 16
+#define SCTP_CHECKSUM_OFFSET 8
+
+/* x^(8 * 2^bit) modulo the polynomial, bits reversed. */
+static __always_inline __u32 crc32c_shift(int bit)
+{
+	switch (bit) {
+	case 0: return 0x00800000;
+	case 1: return 0x00008000;
+	case 2: return 0x82f63b78;
+	case 3: return 0x6ea2d55c;
+	case 4: return 0x18b8ea18;
+	case 5: return 0x510ac59a;
+	case 6: return 0xb82be955;
+	case 7: return 0xb8fdb1e7;
+	case 8: return 0x88e56f72;
+	case 9: return 0x74c360a4;
+	case 10: return 0xe4172b16;
+	case 11: return 0x0d65762a;
+	case 12: return 0x35d73a62;
+	case 13: return 0x28461564;
+	case 14: return 0xbf455269;
+	default: return 0xe2ea32dc;
+	}
+}
+
+static __always_inline __u32 crc32c_multiply(__u32 a, __u32 b)
+{
+	__u32 product = 0;
+
+	for (int i = 31; i >= 0; i--) {
+		product ^= b & -((a >> i) & 1);
+		b = (b >> 1) ^ (CRC32C_POLYNOMIAL & -(b & 1));
+	}
+	return product;
+}
+
+/* What the checksum of a packet of `bytes` changes by when its first four bytes change by `difference` (XOR). */
+static __always_inline __u32 crc32c_difference(__u32 difference, __u32 bytes)
+{
+#pragma unroll
+	for (int bit = 0; bit < SCTP_LENGTH_BITS; bit++)
+		if (bytes >> bit & 1)
+			difference = crc32c_multiply(crc32c_shift(bit), difference);
+	return difference;
+}
+
+/* Adjust the checksum of a packet whose ports have changed by `difference`. Returns false where the kernel refused. */
+static __always_inline bool adjust_sctp_checksum(const struct packet *packet, __u32 difference)
+{
+	__u32 checksum = packet->transport_offset + SCTP_CHECKSUM_OFFSET;
+	__le32 crc;
+
+	if (bpf_skb_load_bytes(packet->skb, checksum, &crc, sizeof(crc)))
+		return false;
+	/* Where it is still to be computed, by whoever sends the packet on, the field is put back as it was. */
+	if (!has_partial_checksum(packet->skb, checksum))
+		crc ^= crc32c_difference(difference, packet->end_offset - packet->transport_offset);
+	return !bpf_skb_store_bytes(packet->skb, checksum, &crc, sizeof(crc), 0);
+}
