@@ -1,8 +1,7 @@
-"""What tells the commands and the next start about a daemon: its lock, its status and the last good settings.
+"""What the daemon leaves on disk for the commands and for its next start: its status and the last good settings.
 
-The lock is on the folder that holds the pins, so that it is one per node whatever container a daemon runs in. The maps
-hold numbers only; names of Services, refused objects and their reasons come from the status. One folder per bpffs
-mount below STATE_ROOT, so that the nodes of a lab keep apart.
+The maps hold numbers only; names of Services, refused objects and their reasons come from the status. One folder per
+bpffs mount below STATE_ROOT, so that the nodes of a lab keep apart.
 """
 
 from __future__ import annotations
@@ -11,13 +10,9 @@ import fcntl
 import json
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from kproxy_ebpf.errors import BusyError
 
 STATE_ROOT = Path("/run/kproxy-ebpf")
 
@@ -56,20 +51,6 @@ def read_status(bpffs: Path) -> dict[str, Any]:
     return {**status, "running": is_running(bpffs)} if status else {}
 
 
-@contextmanager
-def daemon_lock(bpffs: Path) -> Iterator[None]:
-    """Hold the node's lock inside the block; the kernel drops it with the process. Raises BusyError, OSError."""
-    folder = bpffs / "kproxy-ebpf"
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not _lock(descriptor, patience_seconds=1):
-            raise BusyError(f"a daemon already runs on this node (it holds {folder}): stop it first")
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def is_running(bpffs: Path) -> bool:
     """Whether a daemon holds the node's lock now."""
     try:
@@ -77,20 +58,10 @@ def is_running(bpffs: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, patience_seconds: float = 0) -> bool:
-    # Patience, because `is_running` itself holds the lock for a moment.
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-        else:
-            return True

@@ -1,11 +1,12 @@
 """The lock, and files that readers never see half-written."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.errors import BusyError
-from kproxy_ebpf.observe.state import daemon_lock, is_running, read_json, state_dir, write_json
+from kproxy_ebpf.observe.state import is_running, read_json, state_dir, write_json
 
 
 def test_each_bpffs_has_its_own_folder() -> None:
@@ -37,12 +38,13 @@ def test_an_unreadable_file_is_no_status(tmp_path: Path, content: str | None) ->
     assert read_json(file) == {}
 
 
-def test_one_daemon_per_node(tmp_path: Path) -> None:
+def test_a_held_lock_means_a_running_daemon(tmp_path: Path) -> None:
     assert not is_running(tmp_path)
-    with daemon_lock(tmp_path):
+    (tmp_path / "kproxy-ebpf").mkdir()
+    descriptor = os.open(tmp_path / "kproxy-ebpf", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert is_running(tmp_path)
-        with pytest.raises(BusyError, match="already runs"), daemon_lock(tmp_path):
-            pass
+    finally:
+        os.close(descriptor)
     assert not is_running(tmp_path)
-    with daemon_lock(tmp_path):
-        pass
