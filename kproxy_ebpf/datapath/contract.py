@@ -15,7 +15,11 @@ from functools import cache
 from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 
 __all__ = [
+    "FAMILY_MAPS",
+    "PROGRAMS",
     "SCHEMA",
+    "SERVICE_TABLES",
+    "SHARED_MAPS",
     "BackendFlags",
     "BackendState",
     "Counter",
@@ -26,15 +30,34 @@ __all__ = [
     "FlowState",
     "FrontendFlags",
     "Layouts",
+    "ProgramIndex",
     "Settings",
     "Verdict",
     "address_bytes",
     "layouts",
+    "pinned_name",
 ]
 
 SCHEMA = 1
 
+PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
+"""The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
+
+SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
+"""Point at one another: only all of them together can be taken over from another generation."""
+
+FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "programs")
+SHARED_MAPS = ("counters", "settings", "events", "schema")
+
 be16 = c_uint16.__ctype_be__
+
+
+class ProgramIndex(IntEnum):
+    """Where the programs that are tail-called stand in the prog array `programs`; the names are those in PROGRAMS."""
+
+    REJECT = 0
+    ICMP_ERROR = 1
+    SCTP_CHECKSUM = 2
 
 
 class Direction(IntEnum):
@@ -146,6 +169,11 @@ class Event(Structure):
         ("family", c_uint8),
         ("pad", c_uint32),
     )
+
+
+def pinned_name(name: str, family: int) -> str:
+    """Under which name a map or a program of one family is pinned."""
+    return f"{name}_v{family}"
 
 
 def address_bytes(family: int) -> int:

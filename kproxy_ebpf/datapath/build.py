@@ -1,0 +1,70 @@
+"""Runs the child process that compiles and loads (build_child), with kernel headers at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kproxy_ebpf.datapath.headers import find_headers, merge
+from kproxy_ebpf.datapath.source import Source
+from kproxy_ebpf.errors import LoadError, NodeError
+
+FAMILIES = (4, 6)
+_LINES_TOLD = 20
+_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """Pinned names of the maps that were not taken over from the previous generation, and of those among them that can
+    hold all entries of their namesake there.
+    """
+
+    fresh: frozenset[str]
+    copyable: frozenset[str]
+
+
+def build(source: Source, folder: Path, previous: Path | None) -> Built:
+    """Compile `source` for both families, load it and pin everything in `folder`, an empty generation.
+
+    Maps of equal shape and schema are taken over from `previous`. Raises LoadError with the compiler's or the
+    verifier's last words, NodeError without headers or bcc.
+    """
+    order = {
+        "texts": {family: source.for_family(family, folder / "maps") for family in FAMILIES},
+        "folder": str(folder),
+        "previous": str(previous) if previous else None,
+    }
+    with TemporaryDirectory(prefix="kproxy-ebpf-headers-") as temporary:
+        headers = Path(temporary) / "merged"
+        merge(find_headers(), headers)
+        result = json.loads(_run_child(json.dumps(order), headers))
+    return Built(frozenset(result["fresh"]), frozenset(result["copyable"]))
+
+
+def _run_child(order: str, headers: Path) -> str:
+    environment = os.environ | {"BCC_KERNEL_SOURCE": str(headers)}
+    command = [sys.executable, "-m", "kproxy_ebpf.datapath.build_child"]
+    try:
+        child = subprocess.run(
+            command, input=order, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"the programs could not be compiled within {_SECONDS} s") from None
+    if child.returncode == 0:
+        return child.stdout
+    if "No module named 'bcc'" in child.stderr:
+        raise NodeError("the Python module bcc is missing: apt install python3-bpfcc (not the bcc on PyPI)")
+    words = "\n".join(_telling(child.stderr)[-_LINES_TOLD:])
+    raise LoadError(f"the programs can't be compiled or loaded (status {child.returncode}):\n{words}")
+
+
+def _telling(stderr: str) -> list[str]:
+    """What the compiler, the verifier or Python said, without the traceback of the child's own code."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith(("Traceback", "  "))] or lines

@@ -1,0 +1,116 @@
+"""The child process that compiles, loads and pins: the only place that imports bcc, which costs 200 MB with its LLVM.
+
+Reads one JSON object on standard input: `texts` ({family: C text}), `folder` (the new generation, with empty maps/ and
+programs/) and `previous` (the generation in force, or null). Writes {"fresh": [pinned names], "copyable": [pinned
+names]}, see build.Built. Exits with 1 where something can't be compiled or loaded; the compiler's and the verifier's
+words are on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+from bcc import BPF
+from bcc.libbcc import lib
+
+from kproxy_ebpf.datapath.bpf import LRU_HASH, Map, MapInfo, Program
+from kproxy_ebpf.datapath.contract import (
+    FAMILY_MAPS,
+    PROGRAMS,
+    SCHEMA,
+    SERVICE_TABLES,
+    SHARED_MAPS,
+    ProgramIndex,
+    pinned_name,
+)
+
+_NEVER_TAKEN_OVER = ("programs", "schema")  # tail calls stay within one generation
+_WARNINGS = ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"]  # of BCC's own headers
+_FIRST = struct.pack("=I", 0)
+
+
+def main() -> None:
+    order = json.load(sys.stdin)
+    folder = Path(order["folder"])
+    old = _readable_maps(Path(order["previous"])) if order["previous"] else {}
+    result: dict[str, list[str]] = {"fresh": [], "copyable": []}
+    for family, text in order["texts"].items():
+        fresh, copyable = _build(text, int(family), folder, old)
+        result["fresh"] += sorted(fresh)
+        result["copyable"] += sorted(copyable)
+    with Map.open(folder / "maps/schema") as schema:
+        schema.update(_FIRST, struct.pack("=I", SCHEMA))
+    json.dump(result, sys.stdout)
+
+
+def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> tuple[set[str], set[str]]:
+    """Compile, take maps over, load and pin one family. Returns the names of fresh and of copyable maps."""
+    maps, programs = folder / "maps", folder / "programs"
+    already = {path.name for path in maps.iterdir()}
+    module = BPF(text=text.encode(), cflags=_WARNINGS)  # makes and pins the maps
+    names = {pinned_name(name, family): name for name in FAMILY_MAPS} | {name: name for name in SHARED_MAPS}
+    made = {pinned: name for pinned, name in names.items() if pinned not in already}
+    shapes = {pinned: _info(maps / pinned) for pinned in made}
+
+    taken = _interchangeable(made, shapes, old)
+    for pinned in taken:
+        _take_over(module, made[pinned], old[pinned], maps / pinned)
+    _load(module, programs, family, maps / pinned_name("programs", family))
+    fresh = made.keys() - taken
+    return fresh, {pinned for pinned in fresh if pinned in old and _can_hold(shapes[pinned], old[pinned].info)}
+
+
+def _interchangeable(made: dict[str, str], shapes: dict[str, MapInfo], old: dict[str, Map]) -> set[str]:
+    """The maps that the previous generation has in the same shape; the service tables all or none."""
+    equal = {pinned for pinned in made if pinned in old and shapes[pinned].shape == old[pinned].info.shape}
+    service_tables = {pinned for pinned, name in made.items() if name in SERVICE_TABLES}
+    if not service_tables <= equal:
+        equal -= service_tables
+    return {pinned for pinned in equal if made[pinned] not in _NEVER_TAKEN_OVER}
+
+
+def _can_hold(new: MapInfo, old: MapInfo) -> bool:
+    """Whether all entries of `old` can be copied; an LRU map makes room."""
+    return new.entry == old.entry and (new.type == LRU_HASH or new.max_entries >= old.max_entries)
+
+
+def _take_over(module: Any, name: str, old: Map, pin: Path) -> None:
+    """Put `old` in place of the map that BCC has just made.
+
+    The programs, not loaded yet, refer to maps by descriptor number, so the old map is given the new one's number.
+    """
+    os.dup2(old.fd, lib.bpf_table_fd(module.module, name.encode()), inheritable=False)
+    pin.unlink()
+    old.pin(pin)
+
+
+def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
+    programs = {name: Program(os.dup(module.load_func(name.encode(), BPF.SCHED_CLS).fd), name) for name in PROGRAMS}
+    for name, program in programs.items():
+        program.pin(folder / pinned_name(name, family))
+    with Map.open(tail_calls) as prog_array:
+        for index in ProgramIndex:
+            prog_array.update(struct.pack("=I", index), struct.pack("=I", programs[index.name.lower()].fd))
+
+
+def _readable_maps(generation: Path) -> dict[str, Map]:
+    """The maps of another generation by pinned name; none if its schema is not ours."""
+    try:
+        maps = {path.name: Map.open(path) for path in (generation / "maps").iterdir()}
+        return maps if maps["schema"].lookup(_FIRST) == struct.pack("=I", SCHEMA) else {}
+    except (OSError, KeyError):
+        return {}
+
+
+def _info(pin: Path) -> MapInfo:
+    with Map.open(pin) as map_:
+        return map_.info
+
+
+if __name__ == "__main__":
+    main()
