@@ -26,6 +26,8 @@ QUICK = {
     "ipv6/conf/default/accept_ra": "0",
 }
 ROUTER = QUICK | {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
+# The world outside says at once, every time, that it knows no VIP: a test that waits for one sees when it comes.
+OUTSIDE = ROUTER | {"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"}
 NODE = ROUTER | {"ipv4/conf/all/rp_filter": "2", "ipv4/conf/default/rp_filter": "2"}
 
 # The gateway that every pod of a point-to-point node sees; a permanent neighbour, so the host side needs no address.
@@ -156,7 +158,7 @@ class Lab:
         self.prefix = f"{registry.PREFIX}-{self.run_id}"
         self.folder = registry.RUNS / self.run_id
         self.nodes: dict[str, Node] = {}
-        self.net = Namespace(f"{self.prefix}-net", "net", ROUTER)
+        self.net = Namespace(f"{self.prefix}-net", "net", OUTSIDE)
         self.net.ip(
             "link set lo up",
             "link add underlay type bridge forward_delay 0 mcast_snooping 0",

@@ -29,7 +29,8 @@ class EndpointSpec:
     def manifest(self) -> dict[str, Any]:
         conditions = {"ready": self.ready, "serving": self.serving, "terminating": self.terminating}
         given = {name: value for name, value in conditions.items() if value is not None}
-        return {"addresses": [self.address], "conditions": given, "nodeName": self.node_name}
+        node = {"nodeName": self.node_name} if self.node_name else {}
+        return {"addresses": [self.address], "conditions": given, **node}
 
 
 # A Service's ports by name: (port, protocol, target port).
