@@ -6,20 +6,6 @@
  */
 #define NEXT TC_ACT_UNSPEC
 
-enum tail_program {
-	PROGRAM_REJECT = 0,
-	PROGRAM_ICMP_ERROR = 1,
-	PROGRAM_SCTP_CHECKSUM = 2,
-	PROGRAM_COUNT = 3,
-};
-
-/* skb->cb survives a tail call: the arguments of the program that is called. */
-enum tail_argument {
-	ARGUMENT_DIRECTION = 0,
-	ARGUMENT_PORTS_DIFFERENCE = 0,
-	ARGUMENT_SEND_BACK = 1,
-};
-
 /* Back to the pod that sent it: out of the host's end of its link, the link-layer addresses exchanged. */
 static __always_inline int send_back(struct __sk_buff *skb)
 {
@@ -45,4 +31,35 @@ static __always_inline bool is_answered(enum verdict verdict)
 {
 	return verdict == VERDICT_REJECTED_NO_BACKEND || verdict == VERDICT_REJECTED_UNDEFINED_PORT ||
 	       verdict == VERDICT_RESET_BACKEND_GONE;
+}
+
+/* A packet of the family that this program is for, in a frame without a VLAN tag. */
+static __always_inline bool is_ours(const struct __sk_buff *skb)
+{
+	return skb->protocol == htons(ETHERTYPE) && !skb->vlan_present;
+}
+
+/* A pod that reaches itself: the pod's own end of the link is the only one that the packet can go to. */
+static __always_inline bool is_hairpin(const struct packet *packet)
+{
+	return packet->translated && packet->tuple.direction == FROM_POD && packet->to.direction == FROM_POD;
+}
+
+/* Count the verdict and do what it says. */
+static __always_inline int finish(const struct packet *packet, enum verdict verdict)
+{
+	observe(packet, verdict);
+	if (is_dropped(verdict))
+		return TC_ACT_SHOT;
+	if (is_answered(verdict)) {
+		programs.call(packet->skb, PROGRAM_REJECT);
+		return TC_ACT_SHOT;
+	}
+	if (packet->translated && packet->protocol == IPPROTO_SCTP) {
+		packet->skb->cb[ARGUMENT_PORTS_DIFFERENCE] = ports_word(&packet->tuple) ^ ports_word(&packet->to);
+		packet->skb->cb[ARGUMENT_SEND_BACK] = is_hairpin(packet);
+		programs.call(packet->skb, PROGRAM_SCTP_CHECKSUM);
+		return TC_ACT_SHOT;
+	}
+	return is_hairpin(packet) ? send_back(packet->skb) : NEXT;
 }

@@ -82,7 +82,7 @@ static __always_inline long adjust_checksum(const struct packet *packet, const s
  * Give the packet the tuple `to`. Returns false where the kernel refused: the packet may be half written and must be dropped.
  * SCTP's checksum is not touched here: see sctp.h.
  */
-static __always_inline bool translate(const struct packet *packet, const struct tuple *to)
+static __always_inline bool translate(struct packet *packet, const struct tuple *to)
 {
 	__s64 difference = address_difference(&packet->tuple, to);
 	long error = 0;
@@ -91,5 +91,8 @@ static __always_inline bool translate(const struct packet *packet, const struct 
 		error = adjust_checksum(packet, to, difference);
 	if (ports_word(&packet->tuple) != ports_word(to))
 		error = error ?: write_ports(packet->skb, packet->transport_offset, to);
-	return !(error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference));
+	error = error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference);
+	packet->to = *to;
+	packet->translated = true;
+	return !error;
 }

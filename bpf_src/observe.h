@@ -14,16 +14,14 @@ static __always_inline void put_address(__be32 *words, const struct address *add
 		words[i] = i < ADDRESS_WORDS ? address->words[i] : 0;
 }
 
-/* `to` is the tuple after translation, or NULL where there was none. */
-static __always_inline void tell(const struct packet *packet, enum verdict verdict, const struct tuple *to)
+static __always_inline void tell(const struct packet *packet, enum verdict verdict)
 {
 	const struct tuple *from = &packet->tuple;
+	const struct tuple *to = packet->translated ? &packet->to : from;
 	struct event *event = events.ringbuf_reserve(sizeof(struct event));
 
 	if (!event)
 		return;
-	if (!to)
-		to = from;
 	event->time_ns = bpf_ktime_get_ns();
 	put_address(event->source, &from->source);
 	put_address(event->destination, &from->destination);
@@ -43,7 +41,7 @@ static __always_inline void tell(const struct packet *packet, enum verdict verdi
 	events.ringbuf_submit(event, 0);
 }
 
-static __always_inline void observe(const struct packet *packet, enum verdict verdict, const struct tuple *to)
+static __always_inline void observe(const struct packet *packet, enum verdict verdict)
 {
 	__u32 index = verdict, first = 0;
 	struct counter *counter = counters.lookup(&index);
@@ -54,5 +52,5 @@ static __always_inline void observe(const struct packet *packet, enum verdict ve
 		counter->bytes += packet->skb->len;
 	}
 	if (live && live->events_level > (is_steady(verdict) ? EVENTS_NOTABLE : EVENTS_OFF))
-		tell(packet, verdict, to);
+		tell(packet, verdict);
 }

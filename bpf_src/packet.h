@@ -38,7 +38,9 @@ struct packet {
 	__u32 end_offset;	/* of the IP packet: a frame may be padded behind it */
 	__u8 protocol;
 	__u8 tcp_flags;		/* of SCTP what means the same: SYN for INIT, RST for ABORT; of UDP 0 */
+	bool translated;
 	struct tuple tuple;
+	struct tuple to;	/* what it has become, if it was translated */
 };
 
 /* The first 16 bytes of a transport header; of UDP only 8 are there. */

@@ -10,7 +10,7 @@
 #define SOURCE_PORT_MASK 0x7fff
 #define GOLDEN_RATIO_32 0x9e3779b9
 
-/* What balancing decided. `backend_id` 0: nothing, and `verdict` says why. */
+/* What balancing decided. `backend_id` counts with VERDICT_BALANCED only; any other verdict says why there is none. */
 struct choice {
 	enum verdict verdict;
 	__u32 backend_id;

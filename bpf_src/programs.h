@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The programs that are tail-called, by their index in `programs`, and what they are told. */
+enum tail_program {
+	PROGRAM_REJECT = 0,
+	PROGRAM_ICMP_ERROR = 1,
+	PROGRAM_SCTP_CHECKSUM = 2,
+	PROGRAM_COUNT = 3,
+};
+
+/* skb->cb survives a tail call: the arguments of the program that is called. */
+enum tail_argument {
+	ARGUMENT_DIRECTION = 0,
+	ARGUMENT_PORTS_DIFFERENCE = 0,
+	ARGUMENT_SEND_BACK = 1,
+};
