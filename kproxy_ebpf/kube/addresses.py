@@ -1,0 +1,71 @@
+"""IP addresses and ranges as they are written in objects, and the error for all that can't be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from socket import AF_INET, AF_INET6, inet_pton
+
+from kproxy_ebpf.kube.wire import one_line
+from kproxy_ebpf.model.services import SourceRange, source_range
+
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Refusal(ValueError):  # noqa: N818 (the project's word for it)
+    """An object can't be read. The message is one line that names the field and the value."""
+
+
+def refused(where: str, value: object, why: str) -> Refusal:
+    return Refusal(one_line(f"{where}: {value!r:.60} {why}"))
+
+
+def packed_ip(where: str, text: str) -> bytes:
+    """A packed address. IPv4 written as IPv6 (::ffff:10.0.0.1) is refused: Go and C disagree about its family."""
+    try:
+        address = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except (OSError, ValueError):
+        raise refused(where, text, "is not an IP address") from None
+    if address.startswith(_V4_MAPPED) and len(address) == 16:
+        raise refused(where, text, "is an IPv4 address in IPv6 form")
+    return address
+
+
+def is_special(address: bytes) -> bool:
+    """Unspecified, loopback, link-local or link-local multicast: nothing that a packet may be sent on to (API:
+    ValidateNonSpecialIP).
+    """
+    if len(address) == 4:
+        return address == bytes(4) or address[0] == 127 or address[:2] == b"\xa9\xfe" or address[:3] == b"\xe0\x00\x00"
+    first_two = address[0] << 8 | address[1]
+    return (
+        (address[:15] == bytes(15) and address[15] <= 1) or first_two & 0xFFC0 == 0xFE80 or first_two & 0xFF0F == 0xFF02
+    )
+
+
+def ordinary_ips(where: str, texts: Sequence[str]) -> tuple[bytes, ...]:
+    addresses = []
+    for index, text in enumerate(texts):
+        address = packed_ip(f"{where}[{index}]", text)
+        if is_special(address):
+            raise refused(f"{where}[{index}]", text, "is unspecified, loopback or link-local")
+        addresses.append(address)
+    return tuple(dict.fromkeys(addresses))
+
+
+def source_ranges(texts: Sequence[str]) -> tuple[SourceRange, ...]:
+    """The ranges, blanks trimmed. One that can't be read refuses the whole Service: to drop the range alone could
+    leave none, which would mean "open to all".
+    """
+    ranges = []
+    for index, text in enumerate(texts):
+        where = f"spec.loadBalancerSourceRanges[{index}]"
+        _, slash, bits = text.strip().partition("/")
+        try:
+            if not slash or not (bits.isascii() and bits.isdigit()):
+                raise refused(where, text, "is not a CIDR")
+            ranges.append(source_range(text))
+        except Refusal:
+            raise
+        except ValueError:
+            raise refused(where, text, "is not a CIDR") from None
+    return tuple(dict.fromkeys(ranges))

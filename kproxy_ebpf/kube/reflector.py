@@ -1,0 +1,310 @@
+"""List and watch of one resource: every change of it, for ever, whatever happens to the API server.
+
+State of the art as in client-go's reflector: one watch that streams the initial state (WatchList, Kubernetes 1.34 and
+later) where the server has it, a paged list otherwise; then watches, each taken up where the last one ended. A 410
+(as status or as ERROR event) starts over. Whatever vanished while nobody watched is reported as gone at the end of a
+new initial state. Until then, and while the server is away, what was known stays known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Generic, NoReturn, Protocol, TypeVar
+
+import aiohttp
+import structlog
+
+from kproxy_ebpf.errors import ClusterError
+from kproxy_ebpf.kube.response import ApiError, notice_dead_peer, raise_for_status
+from kproxy_ebpf.kube.stream import (
+    Bookmark,
+    BrokenStreamError,
+    Change,
+    Failure,
+    LineSplitter,
+    Page,
+    Resource,
+    decode_line,
+    decode_page,
+)
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Emit = Callable[[list[Change[T]], bool], None]
+"""Gets a batch of changes, and whether the state is complete with it."""
+OnBatch = Callable[[list[Change[T]], Bookmark | None], None]
+"""Gets the changes up to a bookmark, or up to the end of what has come."""
+
+UNSERVED = (400, 422)
+FORBIDDEN = (403, 404)
+
+
+class Requests(Protocol):
+    """The part of client.Client that is used."""
+
+    async def request(self, method: str, path: str, query: list[tuple[str, str]]) -> aiohttp.ClientResponse: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """All in seconds. `watch`: shortest server-side time-out of a watch, the longest is twice as long. `answer`: until
+    a watch begins. `idle`: longest silence in it, for the server sends a bookmark a minute. `page`: for one page of a
+    list, read to its end. `healthy`: a watch that lived so long was none that failed.
+    """
+
+    watch: float = 300.0
+    answer: float = 30.0
+    idle: float = 150.0
+    page: float = 60.0
+    initial_idle: float = 15.0
+    healthy: float = 5.0
+    backoff_base: float = 1.0
+    backoff_cap: float = 30.0
+    log_again: float = 60.0
+
+
+class NotStreamedError(Exception):
+    """The server has no WatchList."""
+
+
+RETRIED = (aiohttp.ClientError, OSError, TimeoutError, BrokenStreamError, ApiError, ClusterError)
+
+
+class Reflector(Generic[T]):
+    """`run` it as a task. `connected` and `last_error` are for status pages."""
+
+    def __init__(
+        self,
+        client: Requests,
+        resource: Resource[T],
+        emit: Emit[T],
+        *,
+        page_size: int = 500,
+        timing: Timing | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.connected = False
+        self.last_error = ""
+        self.synced = False
+        self.optional = resource.optional
+        self._client, self._resource, self._emit = client, resource, emit
+        self._page_size = page_size
+        self._timing = timing or Timing()
+        self._sleep, self._clock, self._jitter = sleep, clock, jitter
+        self._log = log.bind(resource=resource.path)
+        self._known: set[tuple[str, str]] = set()
+        self._version = ""  # resume after it; empty: the initial state is to be fetched
+        self._streaming = True
+        self._failures = 0
+        self._logged = ""
+        self._logged_at = float("-inf")
+
+    async def run(self) -> NoReturn:
+        """Emit changes until cancelled: no error of the server ends it. `emit` must not raise."""
+        while True:
+            try:
+                await self._once()
+            except RETRIED as error:
+                await self._back_off(error)
+
+    async def _once(self) -> None:
+        """One step: the initial state, or one watch."""
+        if self._version:
+            await self._watch()
+        elif self._streaming:
+            try:
+                await self._watch_from_start()
+            except NotStreamedError:
+                self._streaming = False
+                self._log.info("the API server streams no initial state: using lists")
+        else:
+            await self._list()
+
+    async def _back_off(self, error: Exception) -> None:
+        """Exponential, full jitter: a thousand nodes must not come back at once."""
+        self.connected = False
+        self.last_error = str(error) or type(error).__name__
+        if isinstance(error, ApiError) and error.too_old:
+            self._version, self._streaming = "", True  # the server may have been upgraded: ask for WatchList again
+            self._log.info("what was watched is too old: starting over", error=self.last_error)
+        else:
+            self._warn(self.last_error)
+        if self.optional and not self.synced and isinstance(error, ApiError) and error.code in FORBIDDEN:
+            self._complete(set())
+        ceiling = min(self._timing.backoff_cap, self._timing.backoff_base * 2 ** min(self._failures, 16))
+        self._failures += 1
+        await self._sleep(ceiling * self._jitter())
+
+    def _warn(self, text: str) -> None:
+        """Log a new trouble at once and a lasting one now and then."""
+        now = self._clock()
+        if text != self._logged or now - self._logged_at >= self._timing.log_again:
+            self._logged, self._logged_at = text, now
+            self._log.warning("no answer to use from the API server: trying again", error=text)
+
+    def _works(self) -> None:
+        """The watch delivers. A list that succeeds is not enough: the watch after it may fail every time."""
+        self._failures = 0
+        if self._logged:
+            self._logged = ""
+            self._log.info("the API server answers again")
+
+    # --- lists
+
+    async def _list(self) -> None:
+        """The initial state, page by page; whole in one answer once a continue token has expired under us."""
+        present: set[tuple[str, str]] = set()
+        limit, more = self._page_size, ""
+        while True:
+            try:
+                page = await self._page(limit, more)
+            except ApiError as error:
+                if error.code != HTTPStatus.GONE or not more:
+                    raise
+                limit, more = 0, ""
+                continue
+            present |= {(change.namespace, change.name) for change in page.changes if change.object is not None}
+            self._apply(page.changes)
+            more = page.more
+            if not more:
+                self._version = page.version
+                self._complete(present)
+                return
+
+    async def _page(self, limit: int, more: str) -> Page[T]:
+        query = [*self._resource.query]
+        if limit:
+            query.append(("limit", str(limit)))
+        if more:
+            query.append(("continue", more))
+        async with asyncio.timeout(self._timing.page):
+            response = await self._client.request("GET", self._resource.path, query)
+            try:
+                await self._accept(response)
+                return decode_page(self._resource, await response.read())
+            finally:
+                response.close()
+
+    # --- watches
+
+    async def _watch_from_start(self) -> None:
+        """A watch that begins with the state as it is, told by a bookmark where that ends, and goes on.
+
+        Raises NotStreamedError when the server tells no end: one that knows no WatchList ignores our wish for it.
+        """
+        present: set[tuple[str, str]] = set()
+
+        def on_batch(changes: list[Change[T]], bookmark: Bookmark | None) -> None:
+            if self._version:
+                self._follow(changes, bookmark)
+                return
+            self._apply(changes)
+            for change in changes:
+                if change.object is None:
+                    present.discard((change.namespace, change.name))
+                else:
+                    present.add((change.namespace, change.name))
+            if bookmark and not (bookmark.initial_end and bookmark.version):
+                raise NotStreamedError
+            if bookmark:
+                self._version = bookmark.version
+                self._complete(present)
+                self._works()
+
+        query = [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan"), ("resourceVersion", "")]
+        await self._stream(query, on_batch)
+        if not self._version:
+            raise BrokenStreamError("the initial state ended early")
+
+    async def _watch(self) -> None:
+        await self._stream([("resourceVersion", self._version)], self._follow)
+
+    def _follow(self, changes: list[Change[T]], bookmark: Bookmark | None) -> None:
+        self._apply(changes)
+        self._version = (bookmark.version if bookmark else changes[-1].version) or self._version
+        self._works()
+
+    async def _stream(self, query: list[tuple[str, str]], on_batch: OnBatch[T]) -> None:
+        """One watch until it ends: `on_batch` for each piece of the answer that came, cut at bookmarks."""
+        seconds = int(self._timing.watch * (1 + self._jitter()))
+        common = [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", str(seconds))]
+        started, delivered = self._clock(), False
+        async with asyncio.timeout(self._timing.answer):
+            response = await self._client.request("GET", self._resource.path, [*self._resource.query, *common, *query])
+        try:
+            if response.status in UNSERVED and not self._version:
+                raise NotStreamedError
+            await self._accept(response)
+            notice_dead_peer(response)
+            splitter = LineSplitter()
+            while chunk := await self._read(response):
+                self._decode(splitter.feed(chunk), on_batch)
+                delivered = True
+        finally:
+            response.close()
+        if not delivered and self._clock() - started < self._timing.healthy:
+            raise BrokenStreamError("a watch ended as soon as it began")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next piece. Raises TimeoutError after too long a silence: the connection may be dead at one end."""
+        seconds = self._timing.idle if self._version else self._timing.initial_idle
+        try:
+            async with asyncio.timeout(seconds):
+                return await response.content.readany()
+        except TimeoutError:
+            if not self._version:
+                raise NotStreamedError from None
+            raise TimeoutError(f"nothing heard in a watch for {seconds:g} s") from None
+
+    def _decode(self, lines: list[bytes], on_batch: OnBatch[T]) -> None:
+        changes: list[Change[T]] = []
+        for line in lines:
+            item = decode_line(self._resource, line)
+            if isinstance(item, Change):
+                changes.append(item)
+                continue
+            if isinstance(item, Bookmark):
+                on_batch(changes, item)
+            elif changes:
+                on_batch(changes, None)
+            if isinstance(item, Failure):
+                raise ApiError(item.code, item.message)
+            changes = []
+        if changes:
+            on_batch(changes, None)
+
+    async def _accept(self, response: aiohttp.ClientResponse) -> None:
+        await raise_for_status(response)
+        self.connected, self.last_error = True, ""
+
+    # --- what is known
+
+    def _apply(self, changes: list[Change[T]]) -> None:
+        """Emit what matters: an object that never counted need not be reported as gone."""
+        told = []
+        for change in changes:
+            key = (change.namespace, change.name)
+            if change.object is not None:
+                self._known.add(key)
+            elif key in self._known:
+                self._known.discard(key)
+            else:
+                continue
+            told.append(change)
+        if told:
+            self._emit(told, False)
+
+    def _complete(self, present: set[tuple[str, str]]) -> None:
+        """The state is complete: what is known and not `present` vanished while nobody watched."""
+        gone: list[Change[T]] = [Change(*key, "", "", None) for key in sorted(self._known - present)]
+        self._known &= present
+        self.synced = True
+        self._emit(gone, True)
