@@ -1,0 +1,80 @@
+"""The load generator: compiled once into the user's cache, its servers and its clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from kproxy_ebpf.lab import Namespace
+
+SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "histogram.h")]
+WARM_UP_SECONDS = 0.2
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What clients do: a new socket for each request (`short`) or the same sockets (`keepalive`), over tcp or udp."""
+
+    kind: str
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.kind}"
+
+
+WORKLOADS = tuple(Workload(kind, protocol) for protocol in ("tcp", "udp") for kind in ("short", "keepalive"))
+
+
+def build() -> Path:
+    """The program, compiled if its sources have changed. Raises CalledProcessError."""
+    digest = sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kproxy-ebpf" / "bench"
+    program = cache / f"load-{digest}"
+    if not program.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        beside = program.with_suffix(f".{os.getpid()}")
+        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", beside, SOURCES[0]], check=True)
+        beside.rename(program)
+    return program
+
+
+def serve(program: Path, place: Namespace, address: str, port: int) -> subprocess.Popen[str]:
+    """Start an echo server and wait until it listens. Raises RuntimeError."""
+    process = place.popen([program, "server", address, str(port)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError(f"the server on {address} did not start")
+    return process
+
+
+def run(
+    program: Path,
+    place: Namespace,
+    workload: Workload,
+    targets: Sequence[str],
+    port: int,
+    *,
+    seconds: float,
+    cores: str,
+    connections: int = CONNECTIONS,
+) -> dict[str, Any]:
+    """One measurement; what the program printed (see report() in load.c). `cores` as taskset reads it."""
+    options = ["-c", str(connections), "-s", str(seconds), "-w", str(WARM_UP_SECONDS)]
+    command = ["taskset", "-c", cores, program, "client", workload.kind, workload.protocol, *options]
+    done = place.run([*command, *targets, str(port)], timeout=seconds + 30)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def answers(program: Path, place: Namespace, target: str, port: int) -> bool:
+    """Does one request come back within a moment?"""
+    options = ["-c", "1", "-n", "1", "-s", "0.2"]
+    done = place.run([program, "client", "short", "tcp", *options, target, str(port)])
+    return bool(json.loads(done.stdout)["requests"])
