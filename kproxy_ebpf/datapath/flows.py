@@ -1,0 +1,85 @@
+"""Reading the flow tables, for the `flows` command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from struct import Struct
+
+from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, address_bytes
+from kproxy_ebpf.datapath.generation import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTuple:
+    """Addresses are packed, ports plain."""
+
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    protocol: int
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """One entry: packets that match `tuple` become `to`. Each connection has two, of which one has FlowFlags.REPLY.
+
+    `idle_seconds` and `age_seconds` count from now; the programs write the last use at most once a second.
+    """
+
+    family: int
+    tuple: FlowTuple
+    to: FlowTuple
+    state: FlowState
+    flags: FlowFlags
+    backend_id: int
+    epoch: int
+    service_id: int
+    idle_seconds: int
+    age_seconds: int
+
+
+@cache
+def _tuple_struct(family: int) -> Struct:
+    size = address_bytes(family)
+    return Struct(f"={size}s{size}s2s2sBBxx")
+
+
+_REST = Struct("=IIIIBBxxI")
+
+
+def read_flows(generation: Generation, family: int) -> Iterator[FlowRecord]:
+    """All entries of one family's flow table, read in batches while the programs go on writing. Raises OSError."""
+    now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
+    tuple_size = _tuple_struct(family).size
+    with generation.map("flows", family) as flows:
+        for key, value in flows.items():
+            backend_id, epoch, seen, service_id, state, flags, created = _REST.unpack_from(value, tuple_size)
+            yield FlowRecord(
+                family=family,
+                tuple=_tuple(family, key),
+                to=_tuple(family, value),
+                state=FlowState(state),
+                flags=FlowFlags(flags),
+                backend_id=backend_id,
+                epoch=epoch,
+                service_id=service_id,
+                idle_seconds=max(now - seen, 0),
+                age_seconds=max(now - created, 0),
+            )
+
+
+def _tuple(family: int, data: bytes) -> FlowTuple:
+    source, destination, source_port, destination_port, protocol, direction = _tuple_struct(family).unpack_from(data)
+    return FlowTuple(
+        source,
+        int.from_bytes(source_port, "big"),
+        destination,
+        int.from_bytes(destination_port, "big"),
+        protocol,
+        Direction(direction),
+    )

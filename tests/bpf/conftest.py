@@ -1,0 +1,94 @@
+"""Real BPF, in a bpffs of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Datapath
+from packets import BACKEND, VIP, VIP_B
+
+from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.source import Constants
+
+SMALL = Constants(
+    frontends_max=1024,
+    slots_max=4096,
+    backends_max=1024,
+    flows_max=1024,
+    affinity_max=256,
+    source_ranges_max=64,
+    events_bytes=1 << 16,
+)
+
+
+@pytest.fixture(scope="session")
+def small() -> Constants:
+    """Constants that make little tables."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def session_bpffs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from _mounted(tmp_path_factory.mktemp("bpffs"))
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """An empty bpffs."""
+    yield from _mounted(tmp_path / "bpffs")
+
+
+@pytest.fixture(scope="session")
+def generation(session_bpffs: Path) -> Generation:
+    """The real programs with little tables, built once for all tests, not activated."""
+    return ensure(session_bpffs, SMALL)
+
+
+@pytest.fixture(scope="session")
+def datapaths(generation: Generation) -> dict[int, Datapath]:
+    return {opened.family: opened for opened in open_both(generation)}
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def datapath(request: pytest.FixtureRequest, datapaths: dict[int, Datapath]) -> Datapath:
+    """The programs and maps of each family in turn, with empty tables."""
+    opened = datapaths[request.param]
+    opened.clear()
+    return opened
+
+
+@pytest.fixture(scope="session")
+def both(generation: Generation) -> dict[int, Datapath]:
+    """The programs of both families, by family."""
+    return {family: Datapath(generation, family) for family in (4, 6)}
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def empty(both: dict[int, Datapath], request: pytest.FixtureRequest) -> Iterator[Datapath]:
+    """One family's programs, with empty tables."""
+    datapath = both[request.param]
+    datapath.clear()
+    yield datapath
+    datapath.clear()
+
+
+@pytest.fixture
+def datapath(empty: Datapath) -> Datapath:
+    """The same with one backend behind two VIPs, for TCP, UDP and SCTP."""
+    empty.add_backend(1, BACKEND)
+    for vip in (VIP, VIP_B):
+        for protocol in ("tcp", "udp", "sctp"):
+            empty.add_frontend(vip, [1], protocol)
+    return empty
+
+
+def _mounted(folder: Path) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)

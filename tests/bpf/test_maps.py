@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from kproxy_ebpf.datapath.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
+from kproxy_ebpf.datapath.contract import Direction, EventsLevel, FlowFlags, FlowState, Verdict, layouts
+from kproxy_ebpf.datapath.flows import FlowTuple, read_flows
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps, set_events_level
+from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.services import packed
+from kproxy_ebpf.model.tables import (
+    Backend,
+    BackendFlags,
+    BackendState,
+    Frontend,
+    FrontendFlags,
+    FrontendKey,
+    SourceRangeKey,
+    TableContents,
+    TableWrites,
+)
+
+HASH, ARRAY, LPM = 1, 2, 11
+ADDRESSES = {4: ("10.96.0.10", "10.244.1.7", "10.0.0.0"), 6: ("fd00:96::a", "fd00:244:1::7", "fd00::")}
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+@pytest.fixture(params=[4, 6])
+def tables(request: pytest.FixtureRequest, generation: Generation) -> Iterator[ServiceMaps]:
+    maps = ServiceMaps(generation, request.param)
+    yield maps
+    contents = maps.read()
+    maps.apply(
+        TableWrites(
+            backends={
+                index: Backend(bytes(4 if maps.family == 4 else 16), 0, 0, 0, 0, 0) for index in contents.backends
+            },
+            removed_frontends=set(contents.frontends),
+            removed_source_ranges=contents.source_ranges,
+        )
+    )
+    assert maps.read() == TableContents()
+    maps.close()
+
+
+def sample(family: int) -> TableContents:
+    vip, pod, network = map(packed, ADDRESSES[family])
+    return TableContents(
+        frontends={
+            FrontendKey(vip, 80, 6): Frontend(7, 100, 3, FrontendFlags.SOURCE_RANGES, 10800),
+            FrontendKey(vip, 0, 0): Frontend(8, 0, 0, FrontendFlags.VIP_ONLY),
+        },
+        slots={100: (1, 1023, 1)},
+        backends={
+            1: Backend(pod, 8080, BackendState.USABLE, BackendFlags.READY | BackendFlags.LOCAL, 5, 7),
+            1023: Backend(vip, 65535, BackendState.GONE, 0, 0xFFFFFFFF, 0xFFFFFFFE),
+        },
+        source_ranges={SourceRangeKey(7, network, 8), SourceRangeKey(7, network, 0)},
+    )
+
+
+def written(contents: TableContents) -> TableWrites:
+    return TableWrites(
+        backends=contents.backends,
+        slots=contents.slots,
+        source_ranges=contents.source_ranges,
+        frontends=contents.frontends,
+    )
+
+
+def test_what_is_applied_is_read_back(tables: ServiceMaps) -> None:
+    wanted = sample(tables.family)
+    tables.apply(written(wanted))
+    assert tables.read() == wanted
+    tables.apply(written(wanted))
+    assert tables.read() == wanted, "applying twice is applying once"
+
+
+def test_the_kernel_sees_what_the_contract_says(tables: ServiceMaps, generation: Generation) -> None:
+    wanted = sample(tables.family)
+    tables.apply(written(wanted))
+    structures = layouts(tables.family)
+    with generation.map("backends", tables.family) as backends, generation.map("slots", tables.family) as slots:
+        backend = structures.Backend.from_buffer_copy(backends.lookup(u32(1)) or b"")
+        assert [slots.lookup(u32(index)) for index in (99, 100, 101, 102, 103)] == [
+            *(u32(0), u32(1), u32(1023), u32(1), u32(0))
+        ]
+    assert (bytes(backend.address), backend.port_be, backend.state) == (packed(ADDRESSES[tables.family][1]), 8080, 1)
+    assert (backend.flags, backend.epoch, backend.service_id) == (3, 5, 7)
+    with generation.map("frontends", tables.family) as frontends:
+        key = structures.FrontendKey()
+        key.address[:] = packed(ADDRESSES[tables.family][0])
+        key.port_be, key.protocol = 80, 6
+        frontend = structures.Frontend.from_buffer_copy(frontends.lookup(bytes(key)) or b"")
+    assert (frontend.service_id, frontend.slot_base, frontend.slot_count) == (7, 100, 3)
+    assert (frontend.flags, frontend.affinity_seconds) == (FrontendFlags.SOURCE_RANGES, 10800)
+    with generation.map("source_ranges", tables.family) as ranges:
+        inside = structures.SourceRangeKey(32 + 8 * len(wanted.backends[1].address), 7)
+        inside.client[:] = packed(ADDRESSES[tables.family][1])
+        assert ranges.lookup(bytes(inside)) == u32(0)
+        inside.service_id = 8
+        assert ranges.lookup(bytes(inside)) is None
+
+
+def test_states_change_alone(tables: ServiceMaps) -> None:
+    wanted = sample(tables.family)
+    tables.apply(written(wanted))
+    tables.apply(TableWrites(backend_states={1: (BackendState.KEEP, BackendFlags.LOCAL)}))
+    assert tables.read().backends == wanted.backends | {
+        1: wanted.backends[1]._replace(state=BackendState.KEEP, flags=BackendFlags.LOCAL)
+    }
+
+
+def test_removals(tables: ServiceMaps) -> None:
+    wanted = sample(tables.family)
+    tables.apply(written(wanted))
+    key = next(iter(wanted.frontends))
+    gone = next(iter(wanted.source_ranges))
+    tables.apply(TableWrites(removed_frontends={key}, removed_source_ranges={gone}))
+    contents = tables.read()
+    assert contents.frontends.keys() == wanted.frontends.keys() - {key}
+    assert contents.source_ranges == wanted.source_ranges - {gone}
+    assert contents.slots == {}, "only ranges that frontends point at are read"
+    tables.apply(TableWrites(removed_frontends={key}, removed_source_ranges={gone}))
+
+
+@pytest.mark.parametrize(
+    ("writes", "table"),
+    [
+        (TableWrites(backends={1024: Backend(bytes(4), 1, 1, 0, 1, 1)}), "backends_v4"),
+        (TableWrites(slots={4095: (1, 2)}), "slots_v4"),
+        (TableWrites(backend_states={1024: (1, 0)}), "backends_v4"),
+        (
+            TableWrites(frontends={FrontendKey(struct.pack(">I", i), 1, 6): Frontend(1, 0, 0) for i in range(1025)}),
+            "frontends_v4",
+        ),
+        (TableWrites(source_ranges={SourceRangeKey(i, bytes(4), 0) for i in range(65)}), "source_ranges_v4"),
+    ],
+)
+def test_a_full_table_is_named(generation: Generation, writes: TableWrites, table: str) -> None:
+    maps = ServiceMaps(generation, 4)
+    with pytest.raises(MapFullError, match=table) as caught:
+        maps.apply(writes)
+    assert caught.value.table == table
+    maps.apply(TableWrites(removed_frontends=set(writes.frontends), removed_source_ranges=set(writes.source_ranges)))
+    assert maps.read() == TableContents(), "an index out of range writes nothing"
+    maps.close()
+
+
+def test_occupancy(tables: ServiceMaps, generation: Generation) -> None:
+    tables.apply(written(sample(tables.family)))
+    family = f"_v{tables.family}"
+    reading = Occupancy(generation).read()
+    assert {name: entry for name, entry in reading.items() if name.endswith(family)} == {
+        f"frontends{family}": (2, 1024),
+        f"slots{family}": (3, 4096),
+        f"backends{family}": (2, 1024),
+        f"source_ranges{family}": (2, 64),
+        f"flows{family}": (0, reading[f"flows{family}"][1]),
+        f"affinity{family}": (0, reading[f"affinity{family}"][1]),
+    }
+
+
+def test_counters_add_up_all_cpus(generation: Generation) -> None:
+    with generation.map("counters") as counters:
+        before = counters.lookup(u32(Verdict.REVERSED))
+        assert before is not None
+        cpus = len(before) // 16
+        counters.update(u32(Verdict.REVERSED), struct.pack("=QQ", 2, 300) * cpus)
+        reader = Counters(generation)
+        assert reader.read()[Verdict.REVERSED] == (2 * cpus, 300 * cpus)
+        assert reader.read()[Verdict.DROPPED_INTERNAL] == (0, 0)
+        assert reader.read().keys() == set(Verdict)
+        counters.update(u32(Verdict.REVERSED), before)
+        reader.close()
+
+
+def test_events_level(generation: Generation) -> None:
+    with generation.map("settings") as settings:
+        for level in (EventsLevel.ALL, EventsLevel.OFF):
+            set_events_level(generation, level)
+            assert settings.lookup(u32(0)) == struct.pack("=II", level, 0)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_flows_are_read_as_the_contract_lays_them_out(generation: Generation, family: int) -> None:
+    structures = layouts(family)
+    vip, pod, client = map(packed, ADDRESSES[family])
+    key = structures.Tuple(source_port_be=40000, destination_port_be=80, protocol=6, direction=Direction.FROM_POD)
+    key.source[:], key.destination[:] = client, vip
+    to = structures.Tuple(source_port_be=40000, destination_port_be=8080, protocol=6, direction=Direction.TO_POD)
+    to.source[:], to.destination[:] = client, pod
+    value = structures.Flow(
+        to=to, backend_id=3, epoch=9, last_seen_seconds=1, service_id=7, created_seconds=0, state=1, flags=4
+    )
+    with generation.map("flows", family) as flows:
+        flows.update(bytes(key), bytes(value))
+        (record,) = read_flows(generation, family)
+        flows.delete(bytes(key))
+    assert record.tuple == FlowTuple(client, 40000, vip, 80, 6, Direction.FROM_POD)
+    assert record.to == FlowTuple(client, 40000, pod, 8080, 6, Direction.TO_POD)
+    assert (record.state, record.flags) == (FlowState.ESTABLISHED, FlowFlags.FIN_CLIENT)
+    assert (record.backend_id, record.epoch, record.service_id) == (3, 9, 7)
+    assert record.age_seconds == record.idle_seconds + 1
+
+
+def test_map_operations() -> None:
+    with Map.create("lab", HASH, 4, 8, 8) as map_:
+        assert map_.lookup(u32(1)) is None
+        map_.update(u32(1), bytes(8))
+        with pytest.raises(FileExistsError):
+            map_.update(u32(1), bytes(8), NO_EXIST)
+        assert map_.delete(u32(1))
+        assert not map_.delete(u32(1))
+        map_.update_batch(b"".join(map(u32, range(8))), bytes(64))
+        assert sorted(map_.keys()) == sorted(map(u32, range(8)))
+        with pytest.raises(MapFullError, match="lab is full"):
+            map_.update(u32(8), bytes(8))
+        with pytest.raises(ValueError, match="4 bytes"):
+            map_.lookup(b"x")
+        with pytest.raises(ValueError, match="8 bytes"):
+            map_.update(u32(1), b"x")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        map_.lookup(u32(1))
+
+
+@pytest.mark.parametrize("type_", [HASH, LRU_HASH])
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_batches_read_every_entry_once(type_: int, chunk: int) -> None:
+    with Map.create("lab", type_, 4, 4, 20000) as map_:
+        keys = b"".join(map(u32, range(500)))
+        map_.update_batch(keys, keys)
+        read = [entry for part in map_.chunks(chunk) for entry in zip(*(_split(data) for data in part), strict=True)]
+        assert sorted(read) == sorted((u32(i), u32(i)) for i in range(500))
+
+
+def test_every_kind_of_map_can_be_walked() -> None:
+    with Map.create("lab", ARRAY, 4, 4, 10) as array:
+        array.update(u32(3), u32(7))
+        assert dict(array.items()) == {u32(i): u32(7 if i == 3 else 0) for i in range(10)}
+    with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
+        assert list(lpm.items()) == []
+        lpm.update(u32(32) + b"abcd", u32(1))
+        assert list(lpm.items()) == [(u32(32) + b"abcd", u32(1))]
+    with Map.create("lab", PERCPU_ARRAY, 4, 4, 1) as percpu:
+        value = percpu.lookup(u32(0))
+        assert value is not None
+        assert len(value) % 8 == 0, "each CPU's value is padded"
+
+
+def test_replace_keeps_shape_comparable() -> None:
+    with Map.create("lab", HASH, 4, 8, 8) as map_:
+        info = map_.info
+    assert info.shape != replace(info, max_entries=9).shape
+    assert info.entry == replace(info, max_entries=9).entry
+    assert info.shape == replace(info, id=0).shape
+
+
+def _split(data: bytes) -> list[bytes]:
+    return [data[index : index + 4] for index in range(0, len(data), 4)]
