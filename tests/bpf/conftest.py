@@ -48,19 +48,6 @@ def generation(session_bpffs: Path) -> Generation:
 
 
 @pytest.fixture(scope="session")
-def datapaths(generation: Generation) -> dict[int, Datapath]:
-    return {opened.family: opened for opened in open_both(generation)}
-
-
-@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
-def datapath(request: pytest.FixtureRequest, datapaths: dict[int, Datapath]) -> Datapath:
-    """The programs and maps of each family in turn, with empty tables."""
-    opened = datapaths[request.param]
-    opened.clear()
-    return opened
-
-
-@pytest.fixture(scope="session")
 def both(generation: Generation) -> dict[int, Datapath]:
     """The programs of both families, by family."""
     return {family: Datapath(generation, family) for family in (4, 6)}
