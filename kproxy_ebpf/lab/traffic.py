@@ -26,6 +26,7 @@ from ipaddress import ip_address
 from typing import Protocol as Interface
 from typing import Self
 
+from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
@@ -220,10 +221,15 @@ class EchoServer:
 
 
 class Load:
-    """New connections one after the other, in a thread, until `stop`; every failure is kept with its time."""
+    """New connections one after the other, in a thread, until `stop`; every failure is kept.
+
+    `first_seen` and `last_seen` say when (time.monotonic) each server answered first and last.
+    """
 
     def __init__(self, place: Place, address: str, port: int, protocol: Protocol = Protocol.TCP) -> None:
         self.answers: Counter[str] = Counter()
+        self.first_seen: dict[str, float] = {}
+        self.last_seen: dict[str, float] = {}
         self.failures: list[str] = []
         self._target = (place, address, port, protocol)
         self._stop = threading.Event()
@@ -233,9 +239,18 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self.answers[ask(*self._target).server] += 1
+                server = ask(*self._target).server
             except OSError as error:
                 self.failures.append(f"after {self.answers.total()} answers: {error!r}")
+                continue
+            self.answers[server] += 1
+            self.last_seen[server] = time.monotonic()
+            self.first_seen.setdefault(server, self.last_seen[server])
+
+    def go_on(self, count: int, *, seconds: float = 20) -> None:
+        """Wait for `count` more answers. Raises TimeoutError."""
+        goal = self.answers.total() + count
+        until(lambda: self.answers.total() >= goal, f"{count} more answers", seconds=seconds)
 
     def stop(self) -> None:
         self._stop.set()

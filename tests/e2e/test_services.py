@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize(
     scope="module",
 )
 
-NOWHERE = "unreachable|No route"  # what the router says of a VIP that nobody translated
+NOWHERE = r"unreachable|No route"  # what the router says of a VIP that nobody translated
 
 
 @pytest.fixture(scope="module")
