@@ -149,10 +149,14 @@ def read_settings_file(path: Path) -> dict[str, object]:
 
 
 class SettingsKeeper:
-    """The settings in force, and what is wrong with those last offered."""
+    """The settings in force, and what is wrong with those last offered.
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.current = settings or Settings()
+    `last_good` are those of an earlier start. Without them, and before the first good offer, nothing `is_settled`.
+    """
+
+    def __init__(self, last_good: Settings | None = None) -> None:
+        self.current = last_good or Settings()
+        self.is_settled = last_good is not None
         self.error: ConfigError | None = None
         self._listeners: list[Callable[[SettingsKeeper], None]] = []
 
@@ -164,7 +168,7 @@ class SettingsKeeper:
         """Take what `read` returns if it is valid; else keep the last good settings and remember the error."""
         try:
             self.current = parse_settings(read())
-            self.error = None
+            self.is_settled, self.error = True, None
         except ConfigError as error:
             self.error = error
         for listener in self._listeners:

@@ -1,0 +1,64 @@
+"""What the commands share: flags with their variables, output for people and for programs.
+
+Nothing here imports the daemon or the datapath: `--help` has to be quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_BPFFS = Path("/sys/fs/bpf")
+
+
+def option(flag: str, **attributes: Any) -> Callable[[Command], Command]:
+    """A click option that can also be given as a variable: ``--node-name`` as ``KPROXY_NODE_NAME``."""
+    variable = "KPROXY_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=variable, show_envvar=True, **attributes)
+
+
+bpffs_option = option(
+    "--bpffs",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BPFFS,
+    show_default=True,
+    metavar="DIR",
+    help="Where the BPF file system is mounted; what is ours lies below kproxy-ebpf/.",
+)
+
+output_option = click.option(
+    "-o",
+    "--output",
+    envvar="KPROXY_OUTPUT",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people or JSON for programs.",
+)
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], output: str) -> None:
+    """Print `rows`: as a JSON array with all their keys, or as a table of `columns`."""
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    table = [[_text(row.get(column, "")) for column in columns] for row in rows]
+    headers = [column.upper().replace("_", " ") for column in columns]
+    click.echo(tabulate(table, headers=headers, tablefmt="plain", disable_numparse=True))
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON value."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

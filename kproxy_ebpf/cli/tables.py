@@ -1,0 +1,113 @@
+"""`status`, `services`, `backends`, `flows`: what the pinned maps hold, whether or not the daemon runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kproxy_ebpf.cli.common import bpffs_option, option, output_option, show, show_json
+from kproxy_ebpf.cli.rows import (
+    BACKEND_COLUMNS,
+    FLOW_COLUMNS,
+    SERVICE_COLUMNS,
+    Names,
+    backend_rows,
+    flow_rows,
+    service_rows,
+)
+from kproxy_ebpf.errors import KproxyError
+
+if TYPE_CHECKING:
+    from kproxy_ebpf.datapath.generation import Generation
+    from kproxy_ebpf.model.tables import TableContents
+
+FAMILIES = (4, 6)
+
+Row = dict[str, Any]
+
+
+class NothingPinnedError(KproxyError):
+    """There are no maps of ours."""
+
+    exit_code = os.EX_NOINPUT
+
+
+def generation_in_force(bpffs: Path) -> Generation:
+    """What is pinned in `bpffs`. Raises NothingPinnedError."""
+    from kproxy_ebpf.datapath.generation import current
+
+    generation = current(bpffs)
+    if generation is None:
+        raise NothingPinnedError(f"nothing of ours is pinned in {bpffs}: start the daemon, or name its --bpffs")
+    return generation
+
+
+@click.command()
+@bpffs_option
+@output_option
+def services(bpffs: Path, output: str) -> None:
+    """List the frontends: every VIP and port with what it leads to."""
+    show(list(_table_rows(bpffs, service_rows)), SERVICE_COLUMNS, output)
+
+
+@click.command()
+@bpffs_option
+@output_option
+def backends(bpffs: Path, output: str) -> None:
+    """List the backends with their state."""
+    show(list(_table_rows(bpffs, backend_rows)), BACKEND_COLUMNS, output)
+
+
+@click.command()
+@bpffs_option
+@output_option
+@option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N connections.")
+def flows(bpffs: Path, output: str, limit: int | None) -> None:
+    """List the connections that are being translated."""
+    from kproxy_ebpf.datapath.flows import read_flows
+
+    generation = generation_in_force(bpffs)
+    names = service_names(bpffs)
+    rows = (row for family in FAMILIES for row in flow_rows(read_flows(generation, family), names[family]))
+    show(list(islice(rows, limit)), FLOW_COLUMNS, output)
+
+
+@click.command()
+@bpffs_option
+@output_option
+def status(bpffs: Path, output: str) -> None:
+    """Tell how this node is doing: daemon, settings, tables, verdicts, refused objects."""
+    from kproxy_ebpf.cli.report import node_report, report_lines
+
+    report = node_report(bpffs)
+    if output == "json":
+        show_json(report)
+    else:
+        click.echo("\n".join(report_lines(report)))
+
+
+def service_names(bpffs: Path) -> Mapping[int, Names]:
+    """Names by service id of each family, from what the daemon wrote last."""
+    from kproxy_ebpf.observe.state import read_status
+
+    names = read_status(bpffs).get("services", {})
+    return {family: names.get(str(family), {}) for family in FAMILIES}
+
+
+def _table_rows(bpffs: Path, rows: Callable[[int, TableContents, Names], Iterator[Row]]) -> Iterator[Row]:
+    from kproxy_ebpf.datapath.maps import ServiceMaps
+
+    generation = generation_in_force(bpffs)
+    names = service_names(bpffs)
+    for family in FAMILIES:
+        with closing(ServiceMaps(generation, family)) as maps:
+            yield from rows(family, maps.read(), names[family])
+
+
+COMMANDS = (status, services, backends, flows)

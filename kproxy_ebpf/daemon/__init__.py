@@ -1,0 +1,1 @@
+"""The composition root: one TaskGroup that joins source, reconciler, datapath and servers."""

@@ -1,0 +1,40 @@
+"""One TaskGroup: whichever part of the daemon ends, the daemon ends, and the log says which part it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from kproxy_ebpf.errors import KproxyError
+
+log = structlog.get_logger(__name__)
+
+
+class DiedError(KproxyError):
+    """A part of the daemon ended, which it never should."""
+
+
+async def supervise(parts: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Run all `parts` until cancelled. Raises KproxyError as soon as one of them fails or ends."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, part in parts.items():
+                group.create_task(_watched(name, part), name=name)
+    except BaseExceptionGroup as deaths:
+        raise deaths.exceptions[0] from None
+
+
+async def _watched(name: str, part: Coroutine[Any, Any, None]) -> None:
+    try:
+        await part
+    except KproxyError as error:
+        log.error("a part of the daemon died", part=name, error=str(error))  # noqa: TRY400 - the sentence says it all
+        raise
+    except Exception as error:
+        log.exception("a part of the daemon died", part=name)
+        raise DiedError(f"{name} died: {error!r}; the datapath stays in force") from error
+    log.error("a part of the daemon ended", part=name)
+    raise DiedError(f"{name} ended; the datapath stays in force")
