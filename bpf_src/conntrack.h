@@ -55,9 +55,15 @@ static __always_inline __u32 timeout_of(const struct flow *flow)
 	return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
 }
 
+/* Signed: another processor may have written a second that began after `now` was read. */
+static __always_inline bool is_older(__u32 last_seconds, __u32 now, __u32 timeout)
+{
+	return (__s32)(now - last_seconds) > (__s32)timeout;
+}
+
 static __always_inline bool is_expired(const struct flow *flow, __u32 now)
 {
-	return now - flow->last_seen_seconds > timeout_of(flow);
+	return is_older(flow->last_seen_seconds, now, timeout_of(flow));
 }
 
 /* The entry that mirrors `flow`, whose own key is `key`. */
@@ -73,6 +79,13 @@ static __always_inline struct flow mirrored(const struct flow *flow, const struc
 static __always_inline struct tuple peer_key(const struct flow *flow)
 {
 	return reversed(&flow->to, flow->to.direction);
+}
+
+/* Does `flow` mirror the entry at `key`, or has its own key been given to another connection since? */
+static __always_inline bool mirrors(const struct flow *flow, const struct tuple *key)
+{
+	return same_address(&flow->to.source, &key->destination) && same_address(&flow->to.destination, &key->source) &&
+	       flow->to.source_port_be == key->destination_port_be && flow->to.destination_port_be == key->source_port_be;
 }
 
 /* What a packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. */
@@ -95,6 +108,7 @@ static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 /*
  * Note that a packet of `flow` was seen: its state, and once a second its time, on both entries.
  * Two processors may do this at once for one connection: each writes whole values that are right, the later one stays.
+ * A late packet of a closed flow whose client's port is in use again finds the new connection at its peer's key: hands off.
  */
 static __always_inline void touch(const struct packet *packet, struct flow *flow, __u32 now)
 {
@@ -107,12 +121,12 @@ static __always_inline void touch(const struct packet *packet, struct flow *flow
 
 	struct tuple key = peer_key(flow);
 	struct flow *peer = flows.lookup(&key);
-	if (peer) {
+	if (!peer) {
+		struct flow restored = mirrored(flow, &packet->tuple);
+		flows.insert(&key, &restored);
+	} else if (mirrors(peer, &packet->tuple)) {
 		peer->last_seen_seconds = now;
 		peer->state = flow->state;
 		peer->flags = flow->flags ^ FLOW_REPLY;
-	} else {
-		struct flow restored = mirrored(flow, &packet->tuple);
-		flows.insert(&key, &restored);
 	}
 }

@@ -63,7 +63,7 @@ static __always_inline __u32 affine_backend(const struct frontend *frontend, con
 {
 	struct affinity *last = affinity.lookup((struct affinity_key *)key);
 
-	if (!last || now - last->last_used_seconds > frontend->affinity_seconds)
+	if (!last || is_older(last->last_used_seconds, now, frontend->affinity_seconds))
 		return 0;
 	struct backend *backend = backends.lookup(&last->backend_id);
 	if (!backend || backend->epoch != last->epoch || backend->state != BACKEND_USABLE)
@@ -121,11 +121,7 @@ static __always_inline struct choice choose_backend(const struct packet *packet,
 /* May the entry that stands at our reply's key be replaced? It is what is left of this very connection, or it is over. */
 static __always_inline bool is_replaceable(const struct flow *existing, const struct tuple *key, __u32 now)
 {
-	bool ours = same_address(&existing->to.source, &key->destination) &&
-		    existing->to.source_port_be == key->destination_port_be &&
-		    existing->to.destination_port_be == key->source_port_be;
-
-	return ours || existing->state == FLOW_CLOSED || is_expired(existing, now);
+	return mirrors(existing, key) || existing->state == FLOW_CLOSED || is_expired(existing, now);
 }
 
 /*
