@@ -28,6 +28,7 @@ static __always_inline struct packet parse_quoted(const struct packet *outer)
 	struct ports ports;
 
 	if (network.kind != PACKET_TRANSPORT || !has_ports(network.protocol) ||
+	    network.transport_offset + sizeof(ports) > outer->end_offset ||
 	    bpf_skb_load_bytes(outer->skb, network.transport_offset, &ports, sizeof(ports)))
 		return quoted;
 	quoted.kind = PACKET_TRANSPORT;
@@ -69,11 +70,12 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 		return VERDICT_UNTOUCHED;
 	struct tuple key = reversed(&quoted.tuple, outer->tuple.direction);
 	struct flow *flow = flows.lookup(&key);
-	if (!flow)
+	if (!flow || is_expired(flow, now_seconds()))
 		return VERDICT_UNTOUCHED;
-	struct tuple to = flow->to;
-	struct tuple quoted_to = reversed(&to, 0);
-	if (!translate_quoted(outer, &quoted, &quoted_to) || !translate_outer(outer, &to))
+	outer->to = flow->to;
+	outer->translated = true;
+	struct tuple quoted_to = reversed(&outer->to, 0);
+	if (!translate_quoted(outer, &quoted, &quoted_to) || !translate_outer(outer, &outer->to))
 		return VERDICT_DROPPED_INTERNAL;
 	return VERDICT_ICMP_ERROR_TRANSLATED;
 }

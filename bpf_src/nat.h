@@ -79,11 +79,16 @@ static __always_inline long adjust_checksum(const struct packet *packet, const s
 }
 
 /*
- * Give the packet the tuple `to`. Returns false where the kernel refused: the packet may be half written and must be dropped.
+ * Give the packet the tuple `new_tuple`. Returns false where the kernel refused: the packet may be half written and must be dropped.
  * SCTP's checksum is not touched here: see sctp.h.
  */
-static __always_inline bool translate(struct packet *packet, const struct tuple *to)
+static __always_inline bool translate(struct packet *packet, const struct tuple *new_tuple)
 {
+	/* One copy for all that follows: what was found in an LRU may be recycled meanwhile. */
+	const struct tuple *to = &packet->to;
+	packet->to = *new_tuple;
+	packet->translated = true;
+
 	__s64 difference = address_difference(&packet->tuple, to);
 	long error = 0;
 
@@ -91,8 +96,5 @@ static __always_inline bool translate(struct packet *packet, const struct tuple 
 		error = adjust_checksum(packet, to, difference);
 	if (ports_word(&packet->tuple) != ports_word(to))
 		error = error ?: write_ports(packet->skb, packet->transport_offset, to);
-	error = error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference);
-	packet->to = *to;
-	packet->translated = true;
-	return !error;
+	return !(error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference));
 }

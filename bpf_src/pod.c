@@ -44,6 +44,17 @@ static __always_inline enum verdict leave(const struct packet *packet)
 	}
 }
 
+/*
+ * Of the backend that the flow was made with. Another epoch: the id has been given away, so that backend has left or is
+ * gone, and nobody knows any more which.
+ */
+static __always_inline enum backend_state state_of_backend(const struct flow *flow)
+{
+	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
+
+	return backend && backend->epoch == flow->epoch ? backend->state : BACKEND_LEFT;
+}
+
 /* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
 enum fate { FLOW_GOES_ON, FLOW_BEGINS_ANEW, FLOW_IS_RESET };
 
@@ -51,16 +62,15 @@ static __always_inline enum fate fate_of(const struct packet *packet, const stru
 {
 	if (is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED))
 		return FLOW_BEGINS_ANEW;
-	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
-	/* Another epoch: the id has been given away, and nothing more will be learned of the backend of this flow. */
-	if (flow->flags & FLOW_REPLY || !backend || backend->epoch != flow->epoch || backend->state == BACKEND_USABLE)
+	if (flow->flags & FLOW_REPLY)
 		return FLOW_GOES_ON;
-	bool ends = backend->state == BACKEND_GONE || backend->state == BACKEND_LEFT;
+	enum backend_state state = state_of_backend(flow);
+	bool stays = state == BACKEND_USABLE || state == BACKEND_KEEP;
 	if (packet->protocol == IPPROTO_UDP)
-		return ends ? FLOW_BEGINS_ANEW : FLOW_GOES_ON;
+		return stays ? FLOW_GOES_ON : FLOW_BEGINS_ANEW;
 	if (is_syn(packet))
-		return ends || flow->state != FLOW_NEW ? FLOW_BEGINS_ANEW : FLOW_GOES_ON;
-	return backend->state == BACKEND_GONE ? FLOW_IS_RESET : FLOW_GOES_ON;
+		return state == BACKEND_USABLE || (stays && flow->state == FLOW_NEW) ? FLOW_GOES_ON : FLOW_BEGINS_ANEW;
+	return state == BACKEND_GONE ? FLOW_IS_RESET : FLOW_GOES_ON;
 }
 
 /* The first packet of a flow, or one that belongs to none. */
