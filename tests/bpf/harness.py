@@ -1,0 +1,219 @@
+"""The real programs, run on packets without a device (BPF_PROG_TEST_RUN), and their maps in the tests' words."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterable
+from ctypes import Structure
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from packets import Endpoint, Host, Packet
+from scapy.layers.l2 import Ether
+
+from kproxy_ebpf.datapath.bpf import Map, Program, TestRun
+from kproxy_ebpf.datapath.contract import (
+    BackendState,
+    Counter,
+    Direction,
+    FrontendFlags,
+    Settings,
+    Verdict,
+    layouts,
+)
+from kproxy_ebpf.datapath.generation import Generation
+
+NEXT, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+FROM_POD, TO_POD = Direction.FROM_POD, Direction.TO_POD
+
+T = TypeVar("T", bound=Structure)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A packet at a hook, the verdict on it, and what it becomes (None: nothing else than it was)."""
+
+    hook: Direction
+    packet: Packet
+    verdict: Verdict
+    becomes: Packet | None = None
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """What changes in the maps between two packets."""
+
+    happens: Callable[[Datapath], object]
+
+
+class Datapath:
+    """The programs and maps of one family. Endpoints are given for both families and used for this one."""
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self.family = family
+        self.layouts = layouts(family)
+        self.programs: dict[Direction, Program] = {
+            FROM_POD: generation.program("from_pod", family),
+            TO_POD: generation.program("to_pod", family),
+        }
+        self._tail_calls = generation.map("programs", family)  # a prog array is emptied with its last descriptor
+        self.frontends, self.slots, self.backends, self.flows, self.affinity, self.source_ranges = (
+            generation.map(name, family)
+            for name in ("frontends", "slots", "backends", "flows", "affinity", "source_ranges")
+        )
+        self.counters, self.settings, self.events = map(generation.map, ("counters", "settings", "events"))
+        self._slots_used = 0
+
+    def clear(self) -> None:
+        """Back to empty tables."""
+        for table in (self.frontends, self.flows, self.affinity, self.source_ranges):
+            for key in list(table.keys()):
+                table.delete(key)
+        for key, value in self.backends.items():
+            if any(value):
+                self.backends.update(key, bytes(len(value)))
+        self.settings.update(_u32(0), bytes(Settings()))
+        self._slots_used = 0
+
+    # Services
+
+    def add_backend(self, number: int, at: Endpoint, **fields: Any) -> int:
+        """Write the backend with id `number`; usable, of epoch 1 and service 1 unless `fields` say otherwise."""
+        values = {"state": BackendState.USABLE, "epoch": 1, "service_id": 1} | fields
+        backend = self.layouts.Backend(address=self._address(at.host), port_be=at.port, **values)
+        self.backends.update(_u32(number), bytes(backend))
+        return number
+
+    def set_backend(self, number: int, **fields: Any) -> None:
+        """Change single fields of a backend, such as its state."""
+        _edit(self.backends, _u32(number), self.layouts.Backend, fields)
+
+    def add_frontend(self, at: Endpoint, backends: Iterable[int] = (), protocol: str = "tcp", **fields: Any) -> None:
+        """Write a frontend over `backends` (ids) in a fresh range of slots, and the mark of its address as a VIP."""
+        base, ids = self._slots_used, tuple(backends)
+        for offset, number in enumerate(ids):
+            self.slots.update(_u32(base + offset), _u32(number))
+        self._slots_used += len(ids)
+        frontend = self.layouts.Frontend(**{"service_id": 1, "slot_base": base, "slot_count": len(ids)} | fields)
+        self.frontends.update(self._frontend_key(at, PROTOCOLS[protocol]), bytes(frontend))
+        mark = self.layouts.Frontend(flags=FrontendFlags.VIP_ONLY)
+        self.frontends.update(self._frontend_key(at.on(0), 0), bytes(mark))
+
+    def remove_frontend(self, at: Endpoint, protocol: str = "tcp") -> None:
+        self.frontends.delete(self._frontend_key(at, PROTOCOLS[protocol]))
+        self.frontends.delete(self._frontend_key(at.on(0), 0))
+
+    def admit(self, service_id: int, client: Host, prefix_bits: int) -> None:
+        """Write an admitted source range."""
+        key = self.layouts.SourceRangeKey(
+            prefix_bits=32 + prefix_bits, service_id=service_id, client=self._address(client)
+        )
+        self.source_ranges.update(bytes(key), _u32(1))
+
+    # Flows
+
+    def flow(self, source: Endpoint, destination: Endpoint, hook: Direction, protocol: str = "tcp") -> Any:
+        """The flow entry that a packet finds, or None."""
+        raw = self.flows.lookup(self._flow_key(source, destination, hook, protocol))
+        return None if raw is None else self.layouts.Flow.from_buffer_copy(raw)
+
+    def lose_flow(self, source: Endpoint, destination: Endpoint, hook: Direction, protocol: str = "tcp") -> None:
+        """Remove one entry, as the LRU may."""
+        assert self.flows.delete(self._flow_key(source, destination, hook, protocol))
+
+    def age(self, seconds: int) -> None:
+        """Make every flow and every affinity older, as if nothing had been sent for `seconds`."""
+        for table, layout, field in (
+            (self.flows, self.layouts.Flow, "last_seen_seconds"),
+            (self.affinity, self.layouts.Affinity, "last_used_seconds"),
+        ):
+            for key, value in list(table.items()):
+                entry = layout.from_buffer_copy(value)
+                setattr(entry, field, (getattr(entry, field) - seconds) % 2**32)
+                table.update(key, bytes(entry))
+
+    # Packets
+
+    def run(self, hook: Direction, frame: bytes) -> TestRun:
+        return self.programs[hook].test_run(frame)
+
+    def count(self) -> dict[Verdict, int]:
+        """Packets by verdict, of both families."""
+        values = {}
+        for verdict in Verdict:
+            raw = self.counters.lookup(_u32(verdict))
+            assert raw is not None
+            per_cpu = (Counter * (len(raw) // ctypes.sizeof(Counter))).from_buffer_copy(raw)
+            values[verdict] = sum(cpu.packets for cpu in per_cpu)
+        return values
+
+    def see(self, hook: Direction, frame: bytes) -> tuple[Verdict, TestRun]:
+        """Run one packet and say which verdict was counted, exactly one."""
+        before = self.count()
+        result = self.run(hook, frame)
+        counted = [verdict for verdict, packets in self.count().items() for _ in range(packets - before[verdict])]
+        assert len(counted) == 1, f"counted {counted}"
+        return counted[0], result
+
+    def play(self, *story: Step | Meanwhile) -> None:
+        """Run a story's packets one after the other; compare verdicts, actions and every byte."""
+        for number, step in enumerate(story, start=1):
+            if isinstance(step, Meanwhile):
+                step.happens(self)
+                continue
+            verdict, result = self.see(step.hook, step.packet.frame(self.family))
+            assert verdict.name == step.verdict.name, f"step {number}"
+            assert result.retval == _action(step), f"step {number}"
+            if result.retval != SHOT:
+                assert_same_frame(result.data, (step.becomes or step.packet).frame(self.family), f"step {number}")
+
+    def _address(self, host: Host) -> Any:
+        packed = host.packed(self.family)
+        return (ctypes.c_uint8 * len(packed))(*packed)
+
+    def _frontend_key(self, at: Endpoint, protocol: int) -> bytes:
+        return bytes(self.layouts.FrontendKey(address=self._address(at.host), port_be=at.port, protocol=protocol))
+
+    def _flow_key(self, source: Endpoint, destination: Endpoint, hook: Direction, protocol: str) -> bytes:
+        return bytes(
+            self.layouts.Tuple(
+                source=self._address(source.host),
+                destination=self._address(destination.host),
+                source_port_be=source.port,
+                destination_port_be=destination.port,
+                protocol=PROTOCOLS[protocol],
+                direction=hook,
+            )
+        )
+
+
+def assert_same_frame(actual: bytes, expected: bytes, about: str) -> None:
+    if actual != expected:
+        assert Ether(actual).show(dump=True) == Ether(expected).show(dump=True), about
+        assert actual.hex() == expected.hex(), about
+
+
+def now_seconds() -> int:
+    """The programs' clock."""
+    return int(time.clock_gettime(time.CLOCK_MONOTONIC))
+
+
+def _action(step: Step) -> int:
+    if step.verdict.name.startswith("DROPPED"):
+        return SHOT
+    return REDIRECT if step.becomes and step.becomes.sent_back else NEXT
+
+
+def _u32(number: int) -> bytes:
+    return bytes(ctypes.c_uint32(number))
+
+
+def _edit(table: Map, key: bytes, layout: type[T], fields: dict[str, Any]) -> None:
+    raw = table.lookup(key)
+    assert raw is not None
+    entry = layout.from_buffer_copy(raw)
+    for name, value in fields.items():
+        setattr(entry, name, value)
+    table.update(key, bytes(entry))
