@@ -64,10 +64,11 @@ def run(
     seconds: float,
     cores: str,
     connections: int = CONNECTIONS,
+    warm_up: float = WARM_UP_SECONDS,
 ) -> dict[str, Any]:
     """One measurement; what the program printed (see report() in load.c). `cores` as taskset reads it."""
-    options = ["-c", str(connections), "-s", str(seconds), "-w", str(WARM_UP_SECONDS)]
-    command = ["taskset", "-c", cores, program, "client", workload.kind, workload.protocol, *options]
+    options = ["-c", str(connections), "-s", str(seconds), "-w", str(warm_up)]
+    command: list[str | Path] = ["taskset", "-c", cores, program, "client", workload.kind, workload.protocol, *options]
     done = place.run([*command, *targets, str(port)], timeout=seconds + 30)
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -44,7 +44,7 @@ def measure(
     label: str,
     progress: Callable[[str], None],
 ) -> list[Sample]:
-    """`rounds` × `workloads` × paths, each `seconds` long, on the cores of `core_list` (named `label`)."""
+    """In each of `rounds`, all workloads over all paths, each `seconds` long, on the cores of `core_list` (named `label`)."""
     world.pin_servers(core_list)
     cores = ",".join(map(str, core_list))
     samples = []
@@ -72,7 +72,7 @@ def _rotated(items: list[Any], by: int) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One path under one workload: medians over the rounds, `ratio` to the baseline of the same round with its quartiles."""
+    """One path under one workload: medians over the rounds, `ratio` to the same round's baseline with its quartiles."""
 
     services: int
     cores: str

@@ -1,13 +1,14 @@
 """What is measured: one node for each way to a Service, all fed by one real API server.
 
-Every node has a client pod and BACKENDS server pods of its own, and the Service "web-NODE" in front of the servers. Each path
-has its own client: two paths from one client address to one server would meet each other's TIME_WAIT sockets.
+Every node has a client pod and BACKENDS server pods of its own, and the Service "web-NODE" in front of the servers. Each
+path has its own client: two paths from one client address to one server would meet each other's TIME_WAIT sockets.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -96,6 +97,7 @@ class World:
     kube_proxies: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
     service_count: int = 0
+    seconds_to_start: dict[str, float] = field(default_factory=dict)
 
     def pin_servers(self, cores: Sequence[int]) -> None:
         for server in self.servers:
@@ -115,11 +117,9 @@ class World:
         """Add Services that nobody asks until there are `count`, and wait until every node serves the last one."""
         while self.service_count < count - 1:
             first = FIRST_ABSENT_ENDPOINT + BACKENDS * self.service_count
-            self.add_service(
-                f"other-{self.service_count}", self._next_vip(), [str(first + i) for i in range(BACKENDS)]
-            )
+            self.add_service(f"other-{self.service_count}", self.next_vip(), [str(first + i) for i in range(BACKENDS)])
         if self.service_count < count:
-            vip = self._next_vip()
+            vip = self.next_vip()
             self.add_service(f"last-{count}", vip, self.routes[BASELINE].targets)
             for name in WAYS.keys() & self.routes.keys() - {BASELINE}:
                 self.wait_served(self.routes[name].place, vip)
@@ -132,7 +132,7 @@ class World:
             pause=0.2,
         )
 
-    def _next_vip(self) -> str:
+    def next_vip(self) -> str:
         return str(FIRST_VIP + self.service_count)
 
     def add_way(self, name: str) -> None:
@@ -144,7 +144,7 @@ class World:
         client.sysctl(CLIENT)
         backends = [node.pod(f"web{number}") for number in range(BACKENDS)]
         self.servers += [load.serve(self.program, pod, pod.ip4, SERVER_PORT) for pod in backends]
-        vip, addresses = self._next_vip(), tuple(pod.ip4 for pod in backends)
+        vip, addresses = self.next_vip(), tuple(pod.ip4 for pod in backends)
         self.add_service(f"web-{name}", vip, addresses)
         self._add_node_object(node)
         if way.kube_proxy:
@@ -190,7 +190,9 @@ class World:
     def _start_daemon(self, node: Node) -> ApiDaemon:
         daemon = ApiDaemon(node)
         daemon.kubeconfig = self.cluster.kubeconfig()
+        begin = time.monotonic()
         daemon.start()
+        self.seconds_to_start[f"{node.name}: compile, load, first sync"] = time.monotonic() - begin
         return daemon
 
 

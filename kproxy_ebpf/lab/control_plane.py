@@ -34,6 +34,7 @@ TOOLS = Path(__file__).parents[2] / "tests" / "cluster" / "tools"
 SERVICE_CIDRS = "10.96.0.0/16,fd00:10:96::/112"
 API_PORT, ETCD_PORT, ETCD_PEER_PORT = 6443, 2379, 2380
 START_SECONDS = 60
+REQUEST_SECONDS = 10
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -120,25 +121,29 @@ class ControlPlane:
         return decoded
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None, content: str) -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {self.tokens['admin']}", "Content-Type": content}
-        connection = self._connected()
+        if self._connection is None:
+            self._connection = self.connect()
+        text = json.dumps(body) if body is not None else None
         try:
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-            answer = connection.getresponse()
+            self._connection.request(method, path, text, {"Content-Type": content, **self.authorization})
+            answer = self._connection.getresponse()
             return answer.status, answer.read()
         except (HTTPException, OSError) as error:
             self._disconnect()
             raise error if isinstance(error, OSError) else ConnectionError(repr(error)) from error
 
-    def _connected(self) -> HTTPSConnection:
-        """The connection to the API server: its socket lives in `place`, whoever uses it."""
-        if self._connection is None:
-            trust = ssl.create_default_context(cafile=str(self.ca_file))
-            connection = HTTPSConnection(self.address, API_PORT, timeout=10, context=trust)
-            with self.place.inside():
-                connection.connect()
-            self._connection = connection
-        return self._connection
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that makes a request the admin's."""
+        return {"Authorization": f"Bearer {self.tokens['admin']}"}
+
+    def connect(self) -> HTTPSConnection:
+        """A connection to the API server; its socket lives in `place`, whoever uses it. Raises OSError."""
+        trust = ssl.create_default_context(cafile=str(self.ca_file))
+        connection = HTTPSConnection(self.address, API_PORT, timeout=REQUEST_SECONDS, context=trust)
+        with self.place.inside():
+            connection.connect()
+        return connection
 
     def _disconnect(self) -> None:
         if self._connection is not None:

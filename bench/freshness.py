@@ -1,0 +1,166 @@
+"""How long a changed EndpointSlice takes from the API server to the map, and what the daemon weighs.
+
+SERVICES slices are patched in turn, RATE changes a second altogether; each patch flips the readiness of the slice's one
+endpoint, which is one byte in the memory-mapped map of backends. Three times are noted, all in this process: before the
+patch is sent, when a watch of our own hands out the event (the daemon's watch gets it at about the same time), and
+when the byte is seen to have changed (polled every POLL_SECONDS).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from ipaddress import IPv4Address
+from pathlib import Path
+from statistics import median
+
+from bench.world import SERVER_PORT, World, slice_of
+from kproxy_ebpf.datapath.arrays import MappedArray
+from kproxy_ebpf.datapath.bpf import Map
+from kproxy_ebpf.datapath.contract import BackendState, layouts
+from kproxy_ebpf.lab.control_plane import object_path
+from kproxy_ebpf.lab.wait import until
+
+SERVICES = 10
+RATE = 50
+POLL_SECONDS = 0.0001
+LOST_SECONDS = 10.0
+FIRST_ENDPOINT = IPv4Address("10.246.0.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """Milliseconds over `changes` changes. `lost`: those that never reached the map."""
+
+    changes: int
+    lost: int
+    event_to_map_p50_ms: float
+    event_to_map_p99_ms: float
+    event_to_map_max_ms: float
+    patch_to_map_p50_ms: float
+    patch_to_map_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of the daemon, in MiB. `private` is what would be freed if it ended."""
+
+    services: int
+    rss: float
+    pss: float
+    private: float
+
+
+def memory(world: World, path: str) -> Memory:
+    process = world.daemons[path].process
+    assert process is not None
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines() if line.endswith("kB")}
+    private = kib["Private_Clean"] + kib["Private_Dirty"]
+    return Memory(world.service_count, kib["Rss"] / 1024, kib["Pss"] / 1024, private / 1024)
+
+
+class _Watch:
+    """A watch of our own: when did the last event about each slice arrive (time.monotonic), by resourceVersion."""
+
+    def __init__(self, world: World) -> None:
+        self.arrived: dict[str, float] = {}
+        path = object_path("EndpointSlice")
+        version = world.cluster.api("GET", path)["metadata"]["resourceVersion"]
+        self._connection = world.cluster.connect()
+        watch = f"{path}?watch=1&resourceVersion={version}"
+        self._connection.request("GET", watch, headers=world.cluster.authorization)
+        self._answer = self._connection.getresponse()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with suppress(OSError, HTTPException):  # closed under our hands
+            while line := self._answer.readline():
+                now = time.monotonic()
+                self.arrived[json.loads(line)["object"]["metadata"]["resourceVersion"]] = now
+
+    def close(self) -> None:
+        self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(timeout=5)
+        self._connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One slice and the word of the map that tells its endpoint's state."""
+
+    service: str
+    address: str
+    octets: memoryview
+    offset: int
+
+    @property
+    def usable(self) -> bool:
+        return self.octets[self.offset] == BackendState.USABLE
+
+
+def measure(world: World, path: str, *, changes: int) -> Freshness:
+    """Raises TimeoutError when the Services never get to the map at all."""
+    watch = _Watch(world)
+    try:
+        with _cells(world, path) as cells:
+            times = [_change(world, cells[number % SERVICES]) for number in range(changes)]
+        until(lambda: all(version in watch.arrived for version, _, _ in times), "the watch's last event")
+    finally:
+        watch.close()
+    seen = [(patched, watch.arrived[version], mapped) for version, patched, mapped in times if mapped]
+    inner = sorted((mapped - event) * 1000 for _, event, mapped in seen)
+    outer = sorted((mapped - patched) * 1000 for patched, _, mapped in seen)
+    return Freshness(changes, changes - len(seen), median(inner), _p99(inner), inner[-1], median(outer), _p99(outer))
+
+
+def _change(world: World, cell: _Cell) -> tuple[str, float, float]:
+    """Flip one slice. Returns (resourceVersion, when the patch was sent, when the map had it or 0.0)."""
+    wanted = not cell.usable
+    body = {"endpoints": slice_of(cell.service, [cell.address], ready=wanted)["endpoints"]}
+    patched = time.monotonic()
+    answer = world.cluster.api("PATCH", object_path("EndpointSlice", f"{cell.service}-1"), body)
+    while cell.usable != wanted and time.monotonic() - patched < LOST_SECONDS:
+        time.sleep(POLL_SECONDS)
+    mapped = time.monotonic() if cell.usable == wanted else 0.0
+    time.sleep(max(0.0, patched + 1 / RATE - time.monotonic()))
+    return answer["metadata"]["resourceVersion"], patched, mapped
+
+
+@contextmanager
+def _cells(world: World, path: str) -> Iterator[list[_Cell]]:
+    """Make the Services, and find their endpoints in the map."""
+    endpoints = {f"fresh-{number}": str(FIRST_ENDPOINT + number) for number in range(SERVICES)}
+    for service, address in endpoints.items():
+        world.add_service(service, world.next_vip(), [address])
+    pin = world.daemons[path].bpffs / "kproxy-ebpf" / "current" / "maps" / "backends_v4"
+    with Map.open(pin) as map_, MappedArray(map_).words() as words, words.cast("B") as octets:
+        stride = (map_.info.value_size + 7) & ~7
+        yield [_Cell(name, address, octets, _find(octets, stride, address)) for name, address in endpoints.items()]
+
+
+def _find(octets: memoryview, stride: int, address: str) -> int:
+    """The offset of the state of the TCP backend with `address`; waits until it is there. Raises TimeoutError."""
+    layout = layouts(4).Backend
+    wanted = IPv4Address(address).packed + SERVER_PORT.to_bytes(2, "big") + bytes([BackendState.USABLE])
+
+    def find() -> int:
+        text = bytes(octets)
+        at = text.find(wanted)
+        while at >= 0 and at % stride:
+            at = text.find(wanted, at + 1)
+        return at + 1
+
+    offset = until(find, f"{address} in the map of backends") - 1
+    return offset + int(layout.state.offset)
+
+
+def _p99(ordered: list[float]) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
