@@ -1,0 +1,71 @@
+# Targets with a ## comment are what `make help` lists.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+VENV := .venv/bin
+IMAGE ?= kproxy-ebpf:dev
+PYTEST := $(VENV)/pytest --durations=3
+# The steps of `make test`, cheapest first: a slip shows in seconds.
+TEST_STEPS := lint type layers unit bpf e2e cluster
+
+.PHONY: help setup setup-dev preflight demo test $(TEST_STEPS) control-plane bench image clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing; leaves .venv/bin/kproxy-ebpf
+	@hack/setup.sh
+
+setup-dev: ## the same, with the tools of the tests
+	@hack/setup.sh dev
+
+preflight:
+	@hack/preflight.sh
+
+demo: preflight setup ## a small cluster on this machine: a pod reaches a Service (root)
+	@$(VENV)/kproxy-ebpf demo
+
+test: preflight ## every check and test, in order (root)
+	@started=$$SECONDS; \
+	for step in $(TEST_STEPS); do \
+		printf '\n== %s (%d s so far)\n' "$$step" "$$((SECONDS - started))"; \
+		$(MAKE) "$$step" || { echo "make test: $$step failed" >&2; exit 1; }; \
+	done; \
+	printf '\nall of %s passed in %d s\n' "$(TEST_STEPS)" "$$((SECONDS - started))"
+
+lint: setup-dev ## style and formatting (ruff)
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+
+type: setup-dev ## types (mypy, strict)
+	@$(VENV)/mypy
+
+layers: setup-dev ## import rules between the packages (import-linter)
+	@$(VENV)/lint-imports
+
+unit: setup-dev ## tests of the Python code, no root
+	@$(PYTEST) tests/unit
+
+bpf: preflight setup-dev ## golden packets through BPF_PROG_TEST_RUN (root)
+	@$(PYTEST) tests/bpf
+
+e2e: preflight setup-dev ## traffic between pods in network namespaces (root)
+	@$(PYTEST) -v tests/e2e
+
+cluster: preflight setup-dev control-plane ## a real API server feeds the daemon (root)
+	@$(PYTEST) -v tests/cluster
+
+control-plane: setup-dev ## build etcd, kube-apiserver and so on once, into the user's cache
+	@hack/control-plane.sh >/dev/null
+
+bench: preflight setup-dev control-plane ## measure against kube-proxy; writes bench/results/ (root)
+	@$(VENV)/python -m bench
+
+image: ## build the container image (needs docker or a work-alike)
+	docker build --tag $(IMAGE) .
+
+clean: ## remove what setup and the tests made in this folder; the user's cache stays
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
