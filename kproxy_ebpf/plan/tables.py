@@ -75,6 +75,14 @@ class Tables:
         }
         return {f"{table}_v{self.family}": (count, getattr(self.capacities, table)) for table, count in used.items()}
 
+    def service_names(self) -> dict[int, str]:
+        """namespace/name:port by service id, as people read it (the port's name may be empty)."""
+        return {
+            port.service_id: f"{name}:{port_name}".rstrip(":")
+            for name, record in self._records.items()
+            for (port_name, _), port in record.ports.items()
+        }
+
     def adopt(self, contents: TableContents) -> None:
         """Start from what an earlier daemon left in the maps. Services claim it as they are planned."""
         self._frontends = dict(contents.frontends)
