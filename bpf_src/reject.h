@@ -4,8 +4,9 @@
  * stands between, so that a connect is refused at once every time.
  */
 #define ANSWER_TTL 64
-#define QUOTED_BYTES_MAX 128	/* of the refused packet: its IP header and the first 8 bytes behind it; a multiple of 4 */
+#define QUOTED_BYTES_MAX 128	/* of the refused packet: its IP header and the start of what is behind it; a multiple of 4 */
 #define QUOTED_TRANSPORT_BYTES 8
+#define QUOTED_SCTP_BYTES 12	/* the kernel cuts no packet within the field of a checksum that is still to be computed */
 
 #if IP_FAMILY == 4
 #define UNREACHABLE_TYPE ICMP_DEST_UNREACH
@@ -112,7 +113,8 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 {
 	struct __sk_buff *skb = packet->skb;
 	struct tuple answer = reversed(&packet->tuple, TO_POD);
-	__u32 quoted_bytes = packet->transport_offset - NETWORK_OFFSET + QUOTED_TRANSPORT_BYTES;
+	__u32 quoted_bytes = packet->transport_offset - NETWORK_OFFSET +
+			     (packet->protocol == IPPROTO_SCTP ? QUOTED_SCTP_BYTES : QUOTED_TRANSPORT_BYTES);
 	struct {
 		__u8 type, code;
 		__sum16 check;
