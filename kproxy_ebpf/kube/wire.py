@@ -12,7 +12,8 @@ from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-MAX_ENDPOINTS = 1000  # per slice; the API server's own limit
+MAX_ENDPOINTS = 1000  # per slice; these two are the API server's own limits
+MAX_ADDRESSES = 100
 MAX_REASON_CHARS = 300
 
 Object_ = TypeVar("Object_")
@@ -97,7 +98,7 @@ class Hints(TypedDict):
 
 
 class WireEndpoint(TypedDict):
-    addresses: NotRequired[list[str] | None]
+    addresses: NotRequired[Annotated[list[str], Field(max_length=MAX_ADDRESSES)] | None]
     conditions: NotRequired[Conditions | None]
     nodeName: NotRequired[str | None]
     hints: NotRequired[Hints | None]
@@ -165,10 +166,13 @@ NODE: TypeAdapter[NodeObject] = TypeAdapter(NodeObject)
 CONFIG_MAP: TypeAdapter[ConfigMapObject] = TypeAdapter(ConfigMapObject)
 
 
+_MESSAGES = {"dict_type": "should be an object", "list_type": "should be a list"}  # YAML and JSON in the same words
+
+
 def reason_of(error: ValidationError) -> str:
     """The first thing wrong, in one line: field path, what it should be, and the value given."""
     first = error.errors(include_url=False, include_context=False)[0]
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Input ").replace("Field", "field")
     return one_line(f"{_path(first['loc'])}: {message}{_given(first['type'], first['input'])}")
 
 

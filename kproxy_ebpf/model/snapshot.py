@@ -14,11 +14,18 @@ from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName
 
 
 class Kind(StrEnum):
-    """The kinds a source watches, as the API names them."""
+    """The kinds a source watches, as the API names them. FILE is only ever refused or removed, never synced: a
+    manifest that can't be read, so that nobody knows what is in it.
+    """
 
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    FILE = "File"
+
+
+WATCHED_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+"""Every source tells Synced for each of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,8 @@ class Snapshot:
                 return tuple(self.services) if changed else ()
 
     def _upsert_slice(self, slice_: EndpointSlice) -> Iterable[ServiceName]:
+        if self.slices.get(slice_.service, {}).get(slice_.name) == slice_:
+            return ()
         dirty = {slice_.service}
         previous = self._slice_owner.get((slice_.namespace, slice_.name))
         if previous is not None and previous != slice_.service:
@@ -129,7 +138,7 @@ class Snapshot:
             case Kind.ENDPOINT_SLICE:
                 owner = self._drop_slice(ref.namespace, ref.name)
                 return (owner,) if owner else ()
-            case Kind.NODE:
+            case Kind.NODE | Kind.FILE:
                 return ()
 
     def _drop_slice(self, namespace: str, name: str) -> ServiceName | None:

@@ -220,7 +220,7 @@ async def test_a_bad_object_is_refused_and_the_others_work(api, watch, streaming
     api.put(SERVICES, service("c"))
     watched = await synced(watch(), api)
     assert isinstance(watched.state["bad"], Refusal)
-    assert str(watched.state["bad"]) == "spec.ports[0].port: input should be a valid integer, not 'http'"
+    assert str(watched.state["bad"]) == "spec.ports[0].port: should be a valid integer, not 'http'"
     assert {"a", "b", "c"} < set(watched.state)
     api.put(SERVICES, service("bad"))
     await watched.until(lambda: not isinstance(watched.state["bad"], Refusal))

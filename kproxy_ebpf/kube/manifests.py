@@ -1,0 +1,215 @@
+"""A folder of manifests as the source: Services, EndpointSlices and Nodes in YAML or JSON files, watched.
+
+The same rules as for the API's objects, and the same events. A file that can't be read as YAML keeps the objects that
+it had, and is refused; a single bad object counts as absent. When two files define one object, the first by name wins.
+inotify says when to look; what has changed is told by comparing, so no event can be missed for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+from watchfiles import awatch
+
+from kproxy_ebpf.errors import ClusterError
+from kproxy_ebpf.kube.addresses import Refusal
+from kproxy_ebpf.kube.documents import SUFFIXES, Document, UnreadableFileError, read_documents
+from kproxy_ebpf.kube.parse import DEFAULT_NAMESPACE, parse_node, parse_service, parse_slice
+from kproxy_ebpf.model.services import EndpointSlice, Node, Service
+from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Removed, Synced, Upserted
+
+SETTLE_SECONDS = 0.05  # a file written less than this ago may be half written: look again
+RESCAN_SECONDS = 1.0
+_API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
+
+log = structlog.get_logger(__name__)
+
+Key = tuple[Kind, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file as last seen. `signature` changes with its content; `error` is why the documents may be older ones."""
+
+    signature: tuple[int, ...]
+    documents: tuple[Document, ...]
+    error: str = ""
+
+
+class ManifestSource:
+    """A folder as a Source (kube/source.py). `proxy_name`: see parse.parse_service."""
+
+    def __init__(self, folder: Path, node_name: str, proxy_name: str = "") -> None:
+        self.connected = False
+        self.last_error = ""
+        self._folder, self._node_name, self._proxy_name = folder, node_name, proxy_name
+        self._files: dict[str, ReadFile] = {}
+        self._told: dict[Key, Upserted | Refused] = {}
+
+    async def run(self, emit: Callable[[Sequence[Event]], None]) -> NoReturn:
+        """Emit until cancelled; see Source. Raises ClusterError when there is no such folder at the start."""
+        if not await asyncio.to_thread(self._folder.is_dir):
+            raise ClusterError(f"{self._folder} is not a folder: give --manifests the folder that holds the manifests")
+        try:
+            await self._look(emit, settle=0)
+        except OSError as error:
+            raise ClusterError(f"{self._folder} can't be read ({error.strerror}): check the folder's rights") from error
+        emit([Synced(kind) for kind in sorted(WATCHED_KINDS)])
+        while True:
+            try:
+                await self._follow(emit)
+            except OSError as error:  # the folder is gone for now, or inotify has no watch left
+                self._trouble(str(error))
+                await asyncio.sleep(RESCAN_SECONDS)
+
+    async def _follow(self, emit: Callable[[Sequence[Event]], None]) -> None:
+        """Look whenever something happens, and now and then, until another folder is in the place of this one."""
+        folder = await self._identity()
+        await self._look(emit)
+        async for _ in awatch(
+            self._folder,
+            watch_filter=None,  # a ConfigMap's files change by a renamed symlink called ..data
+            recursive=False,
+            debounce=50,
+            step=10,
+            rust_timeout=int(RESCAN_SECONDS * 1000),
+            yield_on_timeout=True,
+        ):
+            await self._look(emit)
+            if await self._identity() != folder:
+                return
+
+    async def _identity(self) -> int:
+        return (await asyncio.to_thread(self._folder.stat)).st_ino
+
+    async def _look(self, emit: Callable[[Sequence[Event]], None], settle: float = SETTLE_SECONDS) -> None:
+        """Read what has changed and tell the difference."""
+        settled = False
+        while not settled:
+            self._files, settled = await asyncio.to_thread(scan, self._folder, self._files, settle)
+            wanted = self._events()
+            removed = [Removed(event.ref) for key, event in self._told.items() if key not in wanted]
+            changed = [event for key, event in wanted.items() if self._told.get(key) != event]
+            self._told = wanted
+            if removed or changed:
+                emit([*removed, *changed])
+            if not settled:
+                await asyncio.sleep(settle)
+        self.connected, self.last_error = True, ""
+
+    def _trouble(self, text: str) -> None:
+        if text != self.last_error:
+            log.warning("the manifests can't be watched: what was read stays in force", error=text)
+        self.connected, self.last_error = False, text
+
+    def _events(self) -> dict[Key, Upserted | Refused]:
+        """What the files say, by object."""
+        events: dict[Key, Upserted | Refused] = {}
+        owners: dict[Key, str] = {}
+        for event in self._read_events(owners):
+            events[event.ref.kind, event.ref.namespace, event.ref.name] = event
+        ref = ObjectRef(Kind.NODE, "", self._node_name)
+        events.setdefault((ref.kind, ref.namespace, ref.name), Upserted(ref, Node(self._node_name)))
+        return events
+
+    def _read_events(self, owners: dict[Key, str]) -> Iterator[Upserted | Refused]:
+        for name, file in sorted(self._files.items()):
+            if file.error:
+                yield Refused(ObjectRef(Kind.FILE, "", name), file.error)
+            for document in file.documents:
+                event = self._event(document, owners)
+                if event is not None:
+                    yield event
+
+    def _event(self, document: Document, owners: dict[Key, str]) -> Upserted | Refused | None:
+        """What one document says; None for kinds and objects that don't count. `owners`: who defined what so far."""
+        place = ObjectRef(Kind.FILE, "", document.place)
+        try:
+            ref = _ref(document)
+        except Refusal as refusal:
+            return Refused(place, str(refusal))
+        if ref is None or (ref.kind is Kind.NODE and ref.name != self._node_name):
+            return None
+        owner = owners.setdefault((ref.kind, ref.namespace, ref.name), document.place)
+        if owner != document.place:
+            return Refused(place, f"{ref.kind} {ref.namespace}/{ref.name} is defined in {owner} already")
+        try:
+            found = self._parsed(ref.kind, document.content)
+        except Refusal as refusal:
+            return Refused(ref, str(refusal))
+        return None if found is None else Upserted(ref, found)
+
+    def _parsed(self, kind: Kind, content: dict[str, Any]) -> Service | EndpointSlice | Node | None:
+        if content.get("apiVersion") != _API_VERSIONS[kind]:
+            raise Refusal(f"apiVersion: only {_API_VERSIONS[kind]} can be read, not {content.get('apiVersion')!r:.60}")
+        match kind:
+            case Kind.SERVICE:
+                return parse_service(content, self._proxy_name)
+            case Kind.ENDPOINT_SLICE:
+                return parse_slice(content)
+            case _:
+                return parse_node(content)
+
+
+def scan(folder: Path, known: Mapping[str, ReadFile], settle: float) -> tuple[dict[str, ReadFile], bool]:
+    """The files of `folder` by name, those unchanged since `known` taken from it, and whether all are settled: one
+    written less than `settle` seconds ago is left as it was. Raises OSError when the folder can't be listed.
+    """
+    files: dict[str, ReadFile] = {}
+    settled = True
+    for path in folder.iterdir():
+        if path.suffix not in SUFFIXES or path.name.startswith("."):
+            continue
+        previous = known.get(path.name, ReadFile((), ()))
+        signature: tuple[int, ...] = ()
+        try:
+            status = path.stat()
+            signature = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if not path.is_file():
+                continue
+            if signature == previous.signature:
+                files[path.name] = previous
+            elif 0 <= time.time() - status.st_mtime < settle:
+                settled = False
+                if previous.signature:
+                    files[path.name] = previous
+            else:
+                files[path.name] = ReadFile(signature, tuple(read_documents(path)))
+        except FileNotFoundError:  # removed under us, or a link to nothing
+            continue
+        except (UnreadableFileError, OSError) as error:
+            files[path.name] = ReadFile(signature, previous.documents, f"{error} (what it held before stays in force)")
+    return files, settled
+
+
+def _ref(document: Document) -> ObjectRef | None:
+    """Who the document speaks of; None when it is of no kind that counts. Raises Refusal when nobody can tell."""
+    content = document.content
+    if not isinstance(content, dict):
+        raise Refusal("not an object: a manifest has apiVersion, kind and metadata")
+    kind, version = content.get("kind"), content.get("apiVersion")
+    if not isinstance(kind, str):
+        raise Refusal("kind: field required")
+    if kind not in set(_API_VERSIONS) or not _same_group(version, _API_VERSIONS[Kind(kind)]):
+        return None
+    metadata = content.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
+        raise Refusal("metadata.name: field required")
+    namespace = metadata.get("namespace")
+    if kind == Kind.NODE:
+        namespace = ""
+    elif not isinstance(namespace, str) or not namespace:
+        namespace = DEFAULT_NAMESPACE
+    return ObjectRef(Kind(kind), namespace, name, origin=document.place)
+
+
+def _same_group(version: object, ours: str) -> bool:
+    """A Service of another API group (Knative has one) is none of ours; one without an apiVersion is a mistake."""
+    return not isinstance(version, str) or version.rpartition("/")[0] == ours.rpartition("/")[0]
