@@ -120,9 +120,8 @@ class Demo:
         bars(load.answers)
         shown(f"{load.answers.total()} requests, {len(load.failures)} failed")
         left, came = load.last_seen["shop-3"] - withdrawn, load.first_seen["shop-4"] - added
-        shown(
-            f"shop-3 was left alone {left * 1000:.0f} ms after the file said so; shop-4 answered after {came * 1000:.0f} ms"
-        )
+        shown(f"shop-3 was left alone {left * 1000:.0f} ms after the file said so")
+        shown(f"shop-4 answered after {came * 1000:.0f} ms")
         if load.failures:
             wrong(f"requests failed: {load.failures[:3]}")
 

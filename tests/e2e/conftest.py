@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -93,13 +94,14 @@ class Service:
             daemon.manifests.endpoints(self.name, endpoints, self.ports)
 
     def wait(self) -> None:
-        """Until every frontend answers the client, be it with a refusal."""
-        for family, (port, protocol, _) in itertools.product((4, 6), self.ports.values()):
-            until(lambda f=family, p=port, o=protocol: self.answers(f, p, Protocol[o]), f"{self.name} to be in force")
+        """Until every frontend answers the clients on both nodes, be it with a refusal."""
+        clients = [self.world.client, self.world.lab.nodes["node2"].pods["farclient"]]
+        for client, family, (port, protocol, _) in itertools.product(clients, (4, 6), self.ports.values()):
+            until(partial(self.answers, client, family, port, Protocol[protocol]), f"{self.name} to be in force")
 
-    def answers(self, family: int, port: int, protocol: Protocol) -> bool:
+    def answers(self, client: Pod, family: int, port: int, protocol: Protocol) -> bool:
         with suppress(ConnectionRefusedError):
-            ask(self.world.client, self.vip(family), port, protocol, timeout=0.5)
+            ask(client, self.vip(family), port, protocol, timeout=0.5)
         return True
 
     def remove(self) -> None:

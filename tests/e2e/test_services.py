@@ -99,7 +99,7 @@ def test_traffic_of_the_node_itself_is_left_alone(world, service, family):
 def test_a_pod_reaches_itself(world, family, protocol, port):
     web = world.webs[0]
     service = world.service([web], wait=False)
-    until(lambda: ask(web, service.vip(family), port, protocol).server == web.name, "the hairpin to work")
+    until(lambda: ask(web, service.vip(family), port, protocol, timeout=0.3), "the Service to be in force")
     for _ in range(20):
         answer = ask(web, service.vip(family), port, protocol)
         assert answer.server == web.name
