@@ -298,3 +298,7 @@ class Link(Descriptor):
     def update(self, program: Program) -> None:
         """Replace the program, without a packet that meets neither."""
         call("bpf_link_update", f"{self.name} to {program.name}", self.fd, program.fd, None)
+
+    def detach(self) -> None:
+        """Detach at once, whoever else holds the link. Harmless where the device is gone."""
+        call("bpf_link_detach", self.name, self.fd)
