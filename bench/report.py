@@ -105,8 +105,8 @@ def _traffic_table(services: int, cores: str, group: Sequence[Summary]) -> str:
     cells: dict[str, dict[str, str]] = {}
     for summary in group:
         cells.setdefault(summary.path, {})[summary.workload] = _cell(summary)
-    ordered = [name for name in LABELS if name in cells]
-    rows = [[LABELS[name], *(cells[name].get(workload, "") for workload in workloads)] for name in ordered]
+    ordered = sorted(cells, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
+    rows = [[LABELS.get(name, name), *(cells[name].get(workload, "") for workload in workloads)] for name in ordered]
     heading = f"**{services:,} Services, {cores}**: requests per second relative to `{BASELINE}` (quartiles)\n\n"
     return heading + _table(["path", *workloads], rows)
 

@@ -44,7 +44,7 @@ def measure(
     label: str,
     progress: Callable[[str], None],
 ) -> list[Sample]:
-    """In each of `rounds`, all workloads over all paths, each `seconds` long, on the cores of `core_list` (named `label`)."""
+    """In each of `rounds` all workloads over all paths, `seconds` each, on the cores `core_list` (named `label`)."""
     world.pin_servers(core_list)
     cores = ",".join(map(str, core_list))
     samples = []

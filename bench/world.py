@@ -1,6 +1,6 @@
 """What is measured: one node for each way to a Service, all fed by one real API server.
 
-Every node has a client pod and BACKENDS server pods of its own, and the Service "web-NODE" in front of the servers. Each
+Every node has a client pod and BACKENDS server pods of its own, and a Service "web-NODE" in front of the servers. Each
 path has its own client: two paths from one client address to one server would meet each other's TIME_WAIT sockets.
 """
 
