@@ -34,13 +34,6 @@ from kproxy_ebpf.plan.endpoints import (
 )
 
 
-class Balancing(StrEnum):
-    """How a frontend's slot is chosen for a new connection: at random, or by the flow's hash in a Maglev table."""
-
-    RANDOM = "random"
-    MAGLEV = "maglev"
-
-
 class FrontendKind(StrEnum):
     """Where a frontend's address comes from. VIP marks the ClusterIP itself, for ports that are not defined."""
 
@@ -53,9 +46,9 @@ class FrontendKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """The settings that change plans."""
+    """The settings that change plans. With `maglev` a frontend's slot is chosen by the flow's hash, not at random."""
 
-    balancing: Balancing = Balancing.RANDOM
+    maglev: bool = False
 
 
 class FrontendPlan(NamedTuple):
@@ -183,7 +176,7 @@ def _frontend(
         flags |= FrontendFlags.DROP.value
     if ranges and kind is FrontendKind.LOAD_BALANCER:
         flags |= FrontendFlags.SOURCE_RANGES.value
-    if choice.targets and settings.balancing is Balancing.MAGLEV:
+    if choice.targets and settings.maglev:
         flags |= FrontendFlags.MAGLEV.value
     return FrontendPlan(key, kind, flags, service.affinity_seconds, choice.targets, choice.rule)
 
