@@ -68,7 +68,8 @@ class Datapath:
 
     def clear(self) -> None:
         """Back to empty tables."""
-        for table in (self.frontends, self.flows, self.affinity, self.source_ranges):
+        self.clear_flows()
+        for table in (self.frontends, self.source_ranges):
             for key in list(table.keys()):
                 table.delete(key)
         for key, value in self.backends.items():
@@ -76,6 +77,11 @@ class Datapath:
                 self.backends.update(key, bytes(len(value)))
         self.settings.update(_u32(0), bytes(Settings()))
         self._slots_used = 0
+
+    def clear_flows(self) -> None:
+        for table in (self.flows, self.affinity):
+            for key in list(table.keys()):
+                table.delete(key)
 
     # Services
 
