@@ -1,0 +1,150 @@
+"""Connections over time: what becomes of established ones and of new ones as endpoints change (SEMANTICS)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import contextmanager
+
+import pytest
+
+from kproxy_ebpf.lab.manifests import EndpointSpec
+from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
+from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.model.services import Protocol
+
+SOURCE_PORT = 41000
+
+
+def terminating(pod):
+    return both(pod, ready=False, serving=True, terminating=True)
+
+
+def not_ready(pod):
+    return both(pod, ready=False)
+
+
+def both(pod, **conditions):
+    return [EndpointSpec(address, **conditions) for address in (pod.ip4, pod.ip6)]
+
+
+@contextmanager
+def established(world, service, family, protocol=Protocol.TCP):
+    """A connection through the VIP that has been answered, and by whom."""
+    with opened(world.client, service.vip(family), {Protocol.TCP: 80, Protocol.UDP: 53}[protocol], protocol) as handle:
+        yield handle, says(handle, protocol)
+
+
+def says(handle, protocol=Protocol.TCP):
+    if protocol is Protocol.UDP:
+        handle.send(b"?")
+    return read_answer(handle, 0).server
+
+
+def new_connections_go_to(world, service, family, names):
+    """Until that is so; for both protocols they are the same set."""
+
+    def settled():
+        return {ask(world.client, service.vip(family), 80).server for _ in range(20)} == names
+
+    until(settled, f"new connections to go to {names}")
+
+
+def test_a_terminating_endpoint_keeps_what_it_has_and_gets_nothing_new(world, family):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with established(world, service, family) as (handle, server):
+        assert server == "web1"
+        service.endpoints([*terminating(web1), web2])
+        new_connections_go_to(world, service, family, {"web2"})
+        echo(handle, b"still with web1")
+
+
+def test_an_endpoint_that_is_not_ready_keeps_what_it_has(world, family):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with established(world, service, family) as (handle, _):
+        service.endpoints([*not_ready(web1), web2])
+        new_connections_go_to(world, service, family, {"web2"})
+        echo(handle, b"still with web1")
+
+
+def test_terminating_endpoints_serve_when_no_other_does(world, family):
+    web1 = world.webs[0]
+    service = world.service(terminating(web1))
+    assert ask(world.client, service.vip(family), 80).server == "web1"
+
+
+def test_tcp_to_a_pod_that_is_gone_is_reset(world, family):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with established(world, service, family) as (handle, _):
+        service.endpoints([*terminating(web1), web2])
+        new_connections_go_to(world, service, family, {"web2"})
+        service.endpoints([web2])
+
+        def reset():
+            try:
+                echo(handle, b"anybody there?")
+            except ConnectionResetError:
+                return True
+            return False
+
+        until(reset, "the connection to be reset")
+
+
+def test_tcp_to_an_endpoint_that_left_while_ready_goes_on(world, family):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with established(world, service, family) as (handle, _):
+        service.endpoints([web2])
+        new_connections_go_to(world, service, family, {"web2"})
+        echo(handle, b"still with web1")
+
+
+@pytest.mark.parametrize("last_words", [None, terminating], ids=["ready", "terminating"])
+def test_udp_moves_on_when_its_endpoint_is_gone(world, family, last_words):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with established(world, service, family, Protocol.UDP) as (handle, server):
+        assert server == "web1"
+        if last_words:
+            service.endpoints([*last_words(web1), web2])
+            new_connections_go_to(world, service, family, {"web2"})
+        service.endpoints([web2])
+        until(lambda: says(handle, Protocol.UDP) == "web2", "the same socket to reach web2")
+
+
+def test_udp_to_a_service_without_endpoints_works_once_it_has_one(world, family):
+    service = world.service([])
+    with opened(world.client, service.vip(family), 53, Protocol.UDP) as handle:
+        handle.send(b"?")
+        with pytest.raises(ConnectionRefusedError):
+            handle.recv(100)
+        service.endpoints(world.webs[:1])
+        until(lambda: says(handle, Protocol.UDP) == "web1", "the same socket to reach web1")
+
+
+def test_the_port_of_a_closed_connection_is_usable_at_once(world, family):
+    service = world.service(world.webs)
+    for _ in range(20):
+        with opened(world.client, service.vip(family), 80, source_port=SOURCE_PORT) as handle:
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a RST
+            echo_greeting = read_answer(handle, 0)
+        assert echo_greeting.client_port == SOURCE_PORT
+
+
+def test_a_udp_service_that_is_removed_ends_its_flows(world, family):
+    service = world.service(world.webs[:1])
+    with established(world, service, family, Protocol.UDP) as (handle, _):
+        service.remove()
+        handle.settimeout(0.3)
+
+        def ended():  # the router's "no route" is no reason for the kernel to tell a UDP socket
+            try:
+                says(handle, Protocol.UDP)
+            except TimeoutError:
+                return True
+            return False
+
+        until(ended, "datagrams to fall through to the node")
