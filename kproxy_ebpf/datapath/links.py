@@ -1,7 +1,7 @@
 """Pods come and go as links: programs are attached to a new pod's link at once, and taken off with it.
 
-The kernel tells of links (netlink); nothing is polled. Only links whose name a pattern admits are touched, and never one
-that holds a default route: that is an uplink, whatever its name.
+The kernel tells of links (netlink); nothing is polled. Only links whose name a pattern admits are touched, and never
+one that holds a default route: that is an uplink, whatever its name.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class PodLinks:
                 return  # gone again; its removal follows
             self.failed[ifindex] = str(error)
             self._on_failed()
-            log.error("programs could not be attached: tried again when the link changes", link=name, error=str(error))
+            log.warning(
+                "programs could not be attached: tried again when the link changes", link=name, error=str(error)
+            )
             return
         self.failed.pop(ifindex, None)
         if ifindex not in self.attached:
@@ -191,6 +193,6 @@ class PodLinks:
         try:
             await asyncio.to_thread(self._attacher.detach, ifindex)
         except OSError as error:
-            log.error("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
+            log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
         else:
             log.info("programs taken off", link=name, ifindex=ifindex)

@@ -1,0 +1,142 @@
+"""What this node offers and lacks, for `check`: each line says what follows."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kproxy_ebpf.datapath import bpffs, libbpf
+from kproxy_ebpf.datapath.headers import find_headers
+from kproxy_ebpf.datapath.source import source_folder
+from kproxy_ebpf.errors import NodeError
+
+_MIN_KERNEL = (5, 10)
+_TCX_KERNEL = (6, 6)
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+_SO_NETNS_COOKIE = 71
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One fact. `required`: nothing works without it. `consequence` says what follows where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    consequence: str = ""
+    required: bool = True
+
+
+def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
+    """All facts about this node, most basic first. `folder` is where bpffs is, or is to be mounted."""
+    checks: list[Callable[[], Check]] = [
+        _privileges,
+        _kernel,
+        lambda: _bpffs(folder),
+        _libbpf,
+        _bcc,
+        _headers,
+        _sources,
+        _tcx,
+        _cgroup,
+        _netns_cookie,
+    ]
+    return [check() for check in checks]
+
+
+def cgroup2_mount(mounts: Path = Path("/proc/self/mounts")) -> Path | None:
+    """Where cgroup v2 is mounted: never assumed, for hybrid layouts put it in a subfolder."""
+    for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        _, folder, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), folder))
+    return None
+
+
+def kernel_version(release: str | None = None) -> tuple[int, int]:
+    """(major, minor) of the running kernel, or of the `release` given."""
+    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _privileges() -> Check:
+    if os.geteuid() != 0:
+        return Check("root", ok=False, detail=f"user {os.geteuid()}", consequence="run as root")
+    effective = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    detail = f"lacks {', '.join(missing)}" if missing else "root with its capabilities"
+    return Check("root", not missing, detail, "programs can't be loaded or attached: run privileged")
+
+
+def _kernel() -> Check:
+    ok = kernel_version() >= _MIN_KERNEL
+    return Check("kernel", ok, os.uname().release, f"Linux {_MIN_KERNEL[0]}.{_MIN_KERNEL[1]} or later is needed")
+
+
+def _bpffs(folder: Path) -> Check:
+    mounted = bpffs.is_bpffs(folder)
+    detail = f"at {folder}" if mounted else f"not mounted at {folder}"
+    return Check("bpffs", mounted, detail, "run mounts it there, if it may", required=False)
+
+
+def _libbpf() -> Check:
+    try:
+        cpus = libbpf.possible_cpus()
+    except (NodeError, OSError) as error:
+        return Check("libbpf", ok=False, detail=str(error), consequence="apt install libbpf1")
+    return Check("libbpf", ok=True, detail=f"libbpf.so.1, {cpus} possible CPUs")
+
+
+def _bcc() -> Check:
+    """In a child: bcc is too big to be imported here."""
+    command = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if child.returncode == 0:
+        return Check("bcc", ok=True, detail=child.stdout.strip())
+    last = (child.stderr.strip().splitlines() or ["it could not be imported"])[-1]
+    return Check("bcc", ok=False, detail=last, consequence="programs can't be compiled: apt install python3-bpfcc")
+
+
+def _headers() -> Check:
+    try:
+        found = find_headers()
+    except NodeError as error:
+        return Check("headers", ok=False, detail=str(error), consequence="programs can't be compiled")
+    return Check("headers", ok=True, detail=" + ".join(map(str, found)))
+
+
+def _sources() -> Check:
+    try:
+        folder = source_folder()
+    except NodeError as error:
+        return Check("sources", ok=False, detail=str(error), consequence="programs can't be compiled")
+    return Check("sources", ok=True, detail=str(folder))
+
+
+def _tcx() -> Check:
+    ok = kernel_version() >= _TCX_KERNEL
+    detail = "the kernel has it" if ok else f"since Linux {_TCX_KERNEL[0]}.{_TCX_KERNEL[1]}"
+    return Check("tcx", ok, detail, "clsact filters are used instead", required=False)
+
+
+def _cgroup() -> Check:
+    mount = cgroup2_mount()
+    detail = f"at {mount}" if mount else "not mounted"
+    return Check("cgroup2", mount is not None, detail, "no socket fast path: tc does the whole job", required=False)
+
+
+def _netns_cookie() -> Check:
+    consequence = "no socket fast path: host sockets can't be told apart"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            (cookie,) = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+    except OSError as error:
+        return Check("netns cookie", False, f"{error.strerror} (since Linux 5.14)", consequence, required=False)
+    return Check("netns cookie", True, str(cookie), consequence, required=False)
