@@ -66,7 +66,8 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 {
 	struct packet quoted = parse_quoted(outer);
 
-	if (quoted.kind != PACKET_TRANSPORT)
+	/* An error goes to the sender of the quoted packet: anything else is forged, or not ours to redirect. */
+	if (quoted.kind != PACKET_TRANSPORT || !same_address(&outer->tuple.destination, &quoted.tuple.source))
 		return VERDICT_UNTOUCHED;
 	struct tuple key = reversed(&quoted.tuple, outer->tuple.direction);
 	struct flow *flow = flows.lookup(&key);

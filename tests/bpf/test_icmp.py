@@ -95,6 +95,7 @@ UNTOUCHED = {
     "no flow": icmp_error(TOO_BIG, ROUTER, CLIENT.host, tcp(CLIENT, OUTSIDE, "A")),
     "the other direction": icmp_error(TOO_BIG, ROUTER, CLIENT.host, tcp(BACKEND, CLIENT, "A")),
     "a quoted echo request": icmp_error(TIME_EXCEEDED, ROUTER, CLIENT.host, echo_request(CLIENT, BACKEND)),
+    "not to the sender of what it quotes": icmp_error(TOO_BIG, ROUTER, OUTSIDE.host, REQUEST[0]),
     "ports cut off": icmp_error(TOO_BIG, ROUTER, CLIENT.host, REQUEST[0], quoted=3),
     "no error": echo_request(BACKEND, CLIENT),
 }
