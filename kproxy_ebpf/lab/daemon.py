@@ -19,6 +19,7 @@ from kproxy_ebpf.lab.wait import until
 
 COMMAND = Path(sys.executable).with_name("kproxy-ebpf")
 HEALTH_PORT, METRICS_PORT = 10356, 10349
+FIRST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"  # 0 before it
 START_SECONDS = 30  # the first start compiles
 
 
@@ -57,7 +58,7 @@ class Daemon:
             self.process = self.node.popen(self.arguments(), stdout=log, stderr=subprocess.STDOUT)
 
     def start(self) -> None:
-        """Start, and wait until /healthz answers 200 with everything in force."""
+        """Start, and wait until everything that the source has is in force."""
         self.launch()
         self.wait_ready()
 
@@ -69,10 +70,10 @@ class Daemon:
         def ready() -> bool:
             if process.poll() is not None:
                 raise RuntimeError(f"the daemon ended with code {process.returncode}:\n{self.log()[-4000:]}")
-            return self.healthz()[0] == 200
+            return self.healthz()[0] == 200 and self.metrics()[FIRST_SYNC] > 0
 
         try:
-            until(ready, "/healthz to answer 200", seconds=seconds)
+            until(ready, "the daemon's first sync", seconds=seconds)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from collections import Counter
 from contextlib import ExitStack
@@ -64,8 +65,6 @@ def programs_of(daemon):
 
 
 def bpftool(*words):
-    import subprocess
-
     return json.loads(subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True).stdout)
 
 

@@ -1,0 +1,97 @@
+"""What a daemon can't do it says, with the exit code or the signal that fits: full tables, busy ports, no root."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+
+import pytest
+
+from kproxy_ebpf.lab.traffic import ask
+from kproxy_ebpf.lab.wait import until
+
+pytestmark = pytest.mark.parametrize("world", [{"flags": ("--max-frontends", "8")}], ids=["small"], indirect=True)
+HTTP = {"http": (80, "TCP", 8080)}
+
+
+def test_a_full_table_is_named_and_what_fits_works(world):
+    """A Service with one port takes two of the eight frontends of a family: its port and its address."""
+    daemon = world.daemon
+    fitting = [world.service(world.webs, HTTP) for _ in range(4)]
+    too_many = world.service(world.webs, HTTP, wait=False)
+
+    def full():
+        return sum(value for name, value in daemon.metrics().items() if name.startswith("kproxy_ebpf_table_full_total"))
+
+    until(full, "the metric to count it")
+    assert "frontends_v4" in daemon.log()
+    status, body = daemon.healthz()
+    assert "frontends_v4" in str(body), status
+    for service in fitting:
+        assert ask(world.client, service.vip(4), 80)
+    with pytest.raises(OSError, match=r"unreachable|No route"):
+        ask(world.client, too_many.vip(4), 80)
+    fitting[0].remove()
+    until(lambda: ask(world.client, too_many.vip(4), 80, timeout=0.3), "the one too many to get its room")
+
+
+def refusal_of(world, flags, *, environment=None):
+    """What a daemon with these flags says before it ends, and its exit code."""
+    arguments = [*world.daemon.arguments(), *flags]
+    done = world.node.run(arguments, check=False, env=environment)
+    said = done.stderr + done.stdout
+    assert "Traceback" not in said
+    return done.returncode, said
+
+
+@pytest.fixture
+def other_bpffs(world):
+    """A place for pins that no other daemon holds."""
+    folder = world.lab.folder / "other"
+    folder.mkdir(exist_ok=True)
+    return ["--bpffs", str(folder)]
+
+
+def test_a_busy_health_port_is_named(world, other_bpffs):
+    with world.node.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.bind(("127.0.0.1", 21356))
+        holder.listen()
+        code, said = refusal_of(world, [*other_bpffs, "--health-address", "127.0.0.1:21356"])
+    assert code == os.EX_TEMPFAIL, said
+    assert "127.0.0.1:21356" in said
+    assert "--health-address" in said
+
+
+def test_without_root_it_says_so(world):
+    arguments = world.node.command(world.daemon.arguments())
+    at = arguments.index("--") + 1
+    dropped = [*arguments[:at], "setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", *arguments[at:]]
+    done = subprocess.run(dropped, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == os.EX_NOPERM, done.stderr
+    assert "root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_manifests_folder_that_is_not_there_is_named(world, other_bpffs):
+    flags = [*other_bpffs, "--health-address", "127.0.0.1:21356", "--metrics-address", "127.0.0.1:21349"]
+    code, said = refusal_of(world, [*flags, "--manifests", "/nowhere/at/all"])
+    assert code == os.EX_NOINPUT, said
+    assert "/nowhere/at/all" in said
+
+
+def test_without_kernel_headers_it_says_what_to_install(world, other_bpffs):
+    flags = [*other_bpffs, "--health-address", "127.0.0.1:21356", "--metrics-address", "127.0.0.1:21349"]
+    environment = os.environ | {"BCC_KERNEL_SOURCE": "/nowhere/at/all"}
+    code, said = refusal_of(world, flags, environment=environment)
+    assert code == os.EX_OSERR, said
+    assert "headers" in said
+
+
+def test_a_bad_setting_keeps_the_last_good_ones_and_is_named(world):
+    daemon = world.daemon
+    daemon.settings({"mode": "sideways"})
+    until(lambda: "sideways" in str(daemon.healthz()[1]), "/healthz to name the bad value")
+    assert "hybrid" in daemon.log()
+    daemon.settings({"mode": "tc"})
+    until(lambda: "sideways" not in str(daemon.healthz()[1]), "/healthz to forget it")
