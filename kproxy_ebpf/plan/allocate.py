@@ -100,7 +100,7 @@ class RangeAllocator:
         self._insert(0, capacity)
 
     def adopt(self, used: Iterable[tuple[int, int]]) -> None:
-        """Start from the ranges (base, count) that are in use."""
+        """Start from the ranges (base, count) that are in use. All else is free: no packet outlives a restart."""
         self._resting.clear()
         self._by_size.clear()
         self._count_at.clear()

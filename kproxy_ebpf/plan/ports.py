@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 from kproxy_ebpf.model.tables import (
@@ -29,7 +30,6 @@ from kproxy_ebpf.plan.services import PortPlan
 from kproxy_ebpf.plan.stage import Loan, Stage
 
 BACKEND_REST_SECONDS = 120.0
-SERVICE_IDS = 1 << 31
 
 
 class PortChange(NamedTuple):
@@ -50,16 +50,19 @@ class PortChange(NamedTuple):
 
 
 class Ports:
-    """Backends, slots and source ranges of one family."""
+    """Backends, slots and source ranges of one family.
+
+    A service id is never used twice, so that a row that has left can't be taken for another Service's after a restart.
+    """
 
     def __init__(self, family: int, backends: int, slots: int, clock: Clock, stage: Stage) -> None:
         self.backend_ids = IdPool(f"backends_v{family}", backends, clock, BACKEND_REST_SECONDS)
-        self.service_ids = IdPool("service ids", SERVICE_IDS, clock)
         self.ranges = RangeAllocator(f"slots_v{family}", slots, clock)
         self.source_range_count = 0
         self._backends = Backends(4 if family == 4 else 16)
         self._slots = Slots()
         self._stage = stage
+        self._service_ids = count(1)
 
     def adopt(self, contents: TableContents, leftovers: dict[int, Leftover]) -> None:
         """Start from what was found in the maps."""
@@ -72,20 +75,21 @@ class Ports:
             self._slots.write(base, ids)
         self.source_range_count = len(contents.source_ranges)
         self.backend_ids.adopt(live, contents.backends.keys() - live)
-        self.service_ids.adopt(leftovers, ())
+        seen = {backend.service_id for backend in contents.backends.values()}
+        self._service_ids = count(max(seen.union(leftovers), default=0) + 1)
         self.ranges.adopt(range_ for leftover in leftovers.values() for range_ in leftover.ranges)
 
     def loan(self) -> Loan:
         """Take from these pools for one Service."""
-        return Loan(self.backend_ids, self.service_ids, self.ranges, self._stage)
+        return Loan(self.backend_ids, self.ranges, self._stage)
 
     def settle(self) -> None:
         """What is staged is in the maps."""
-        self._stage.settle(self.backend_ids, self.service_ids, self.ranges)
+        self._stage.settle(self.backend_ids, self.ranges)
 
     def prepare(self, old: PortRecord | None, port: PortPlan, lost: set[FrontendKey], loan: Loan) -> PortChange:
         """Take what the port needs; `lost` frontends are another Service's. Raises MapFullError."""
-        service_id = old.service_id if old is not None else loan.service_id()
+        service_id = old.service_id if old is not None else next(self._service_ids)
         remembered, left = self._remembered(old, port, loan) if old is not None else ({}, [])
         usable: dict[Target, int] = {}
         ranges: dict[tuple[Target, ...], Range] = {}
@@ -99,10 +103,10 @@ class Ports:
                     usable[target] = loan.backend_id() if number is None else number
             ids = [usable[target] for target in targets]
             maglev = bool(flags & FrontendFlags.MAGLEV)
-            count = table_size(len(ids)) if maglev else len(ids)
-            range_ = self._range_of(ids, count, old)
+            length = table_size(len(ids)) if maglev else len(ids)
+            range_ = self._range_of(ids, length, old)
             if range_ is None:
-                range_ = (loan.range(count), count)
+                range_ = (loan.range(length), length)
                 new_slots[range_[0]] = [ids[index] for index in lookup_table(targets)] if maglev else ids
             ranges[targets] = range_
         keys = (SourceRangeKey(service_id, entry.network, entry.prefix_bits) for entry in port.source_ranges)
@@ -136,7 +140,6 @@ class Ports:
         for range_ in record.ranges:
             self._stage.release_range(*range_)
         self._replace_source_ranges(record.source_ranges, frozenset())
-        self._stage.release_service_id(record.service_id)
 
     def _remembered(self, old: PortRecord, port: PortPlan, loan: Loan) -> tuple[dict[Target, int], list[int]]:
         """The port's rows, with those that had left and are back; and those that have left and may yet return."""
@@ -151,11 +154,11 @@ class Ports:
                     del rows[target]
         return rows, left
 
-    def _range_of(self, ids: Sequence[int], count: int, old: PortRecord | None) -> Range | None:
+    def _range_of(self, ids: Sequence[int], length: int, old: PortRecord | None) -> Range | None:
         """The range that holds this very set already."""
-        for base, length in old.ranges if old is not None else ():
-            if length == count and set(self._slots.read(base, length)) == set(ids):
-                return base, length
+        for range_ in old.ranges if old is not None else ():
+            if range_[1] == length and set(self._slots.read(*range_)) == set(ids):
+                return range_
         return None
 
     def _use(self, target: Target, number: int, change: PortChange) -> None:

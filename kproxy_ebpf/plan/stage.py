@@ -56,18 +56,13 @@ class Stage:
         del self._backend_ids[number]
         return True
 
-    def release_service_id(self, number: int) -> None:
-        self._service_ids.append(number)
-
     def release_range(self, base: int, count: int) -> None:
         self._ranges.append((base, count))
 
-    def settle(self, backend_ids: IdPool, service_ids: IdPool, slots: RangeAllocator) -> None:
+    def settle(self, backend_ids: IdPool, slots: RangeAllocator) -> None:
         """The writes are in the maps: what they no longer use begins its rest."""
         for number in self._backend_ids:
             backend_ids.release(number)
-        for number in self._service_ids:
-            service_ids.release(number)
         for base, count in self._ranges:
             slots.release(base, count)
         self._clear()
@@ -75,26 +70,24 @@ class Stage:
     def _clear(self) -> None:
         self.writes = TableWrites()
         self._backend_ids: dict[int, None] = {}
-        self._service_ids: list[int] = []
         self._ranges: list[tuple[int, int]] = []
 
 
 class Loan:
     """What was taken from the pools for one Service, to be given back should a table turn out to be full."""
 
-    def __init__(self, backend_ids: IdPool, service_ids: IdPool, slots: RangeAllocator, stage: Stage) -> None:
-        self._pools = (backend_ids, service_ids)
+    def __init__(self, backend_ids: IdPool, slots: RangeAllocator, stage: Stage) -> None:
+        self._pool = backend_ids
         self._slots = slots
         self._stage = stage
-        self._taken: list[tuple[IdPool, int]] = []
+        self._taken: list[int] = []
         self._ranges: list[tuple[int, int]] = []
         self._reclaimed: list[tuple[int, bool]] = []
 
     def backend_id(self) -> int:
-        return self._take(self._pools[0])
-
-    def service_id(self) -> int:
-        return self._take(self._pools[1])
+        number = self._pool.take()
+        self._taken.append(number)
+        return number
 
     def range(self, count: int) -> int:
         base = self._slots.take(count)
@@ -104,20 +97,15 @@ class Loan:
     def reclaim_backend(self, number: int) -> bool:
         """Whether an id that was released still belongs to its last owner, who wants it back."""
         staged = self._stage.keep_backend(number)
-        if not staged and not self._pools[0].reclaim(number):
+        if not staged and not self._pool.reclaim(number):
             return False
         self._reclaimed.append((number, staged))
         return True
 
     def undo(self) -> None:
-        for pool, number in reversed(self._taken):
-            pool.undo(number)
+        for number in reversed(self._taken):
+            self._pool.undo(number)
         for base, count in self._ranges:
             self._slots.undo(base, count)
         for number, staged in self._reclaimed:
-            (self._stage.release_backend if staged else self._pools[0].release)(number)
-
-    def _take(self, pool: IdPool) -> int:
-        number = pool.take()
-        self._taken.append((pool, number))
-        return number
+            (self._stage.release_backend if staged else self._pool.release)(number)
