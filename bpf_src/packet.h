@@ -69,6 +69,14 @@ struct network {
 	struct address addresses[2];	/* source, destination */
 };
 
+/* A length of 0 means more than 64 KiB (BIG TCP), which only a packet that is still to be segmented can have, or one quoted. */
+static __always_inline __u32 bytes_told(struct __sk_buff *skb, __be16 length_be, __u32 present_bytes, bool inner)
+{
+	if (!length_be && (inner || skb->gso_size))
+		return present_bytes;
+	return ntohs(length_be);
+}
+
 #if IP_FAMILY == 4
 
 #define ETHERTYPE ETH_P_IP
@@ -87,7 +95,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 		return network;
 	__u32 header_bytes = ip.ihl * 4;
-	__u32 total_bytes = ntohs(ip.tot_len) ?: skb->len - offset; /* 0: longer than 64 KiB (BIG TCP) */
+	__u32 total_bytes = bytes_told(skb, ip.tot_len, skb->len - offset, inner);
 	if (total_bytes < header_bytes || (!inner && total_bytes > skb->len - offset))
 		return network;
 	network.transport_offset = offset + header_bytes;
@@ -129,7 +137,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 
 	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
 		return network;
-	__u32 payload_bytes = ntohs(ip.payload_len) ?: skb->len - offset - sizeof(ip); /* 0: longer than 64 KiB (BIG TCP) */
+	__u32 payload_bytes = bytes_told(skb, ip.payload_len, skb->len - offset - sizeof(ip), inner);
 	if (!inner && payload_bytes > skb->len - offset - sizeof(ip))
 		return network;
 	network.transport_offset = offset + sizeof(ip);
