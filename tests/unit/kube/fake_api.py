@@ -27,11 +27,11 @@ def gone(_request: web.Request) -> web.Response:
 @dataclass
 class FakeApi:
     streaming: bool = True
-    bookmarks: bool = True
     version: int = 100
     objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = field(default_factory=dict)
     requests: list[web.Request] = field(default_factory=list)
     answers: dict[str, list[Answer]] = field(default_factory=dict)  # by path, used up before the normal behaviour
+    otherwise: Answer | None = None  # for methods other than GET
     port: int = 0
     _watches: dict[str, list[asyncio.Queue[bytes | None]]] = field(default_factory=dict)
     _runner: web.AppRunner | None = None
@@ -107,6 +107,8 @@ class FakeApi:
         if waiting := self.answers.get(request.path):
             answer = waiting.pop(0)(request)
             return await answer if asyncio.iscoroutine(answer) else answer
+        if request.method != "GET" and self.otherwise:
+            return await self.otherwise(request)
         if request.query.get("watch") == "1":
             return await self._watch(request)
         return self._list(request)

@@ -1,0 +1,134 @@
+"""The API server as the source of the three kinds, and of the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fake_api import NODES, SERVICES, SLICES, FakeApi, service, slice_
+
+from kproxy_ebpf.kube.client import Client
+from kproxy_ebpf.kube.reflector import Timing
+from kproxy_ebpf.kube.source import ApiSource, ConfigMapSource, services
+from kproxy_ebpf.model.services import ServiceName
+from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Snapshot, Synced
+
+FAST = Timing(backoff_base=0.02, backoff_cap=0.1)
+SETTINGS = "/api/v1/namespaces/kube-system/configmaps"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeApi]:
+    fake = await FakeApi().start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+async def client(api, tmp_path) -> AsyncIterator[Client]:
+    made = await Client.from_kubeconfig(api.kubeconfig(tmp_path))
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def start(client) -> AsyncIterator[Callable[..., Any]]:
+    tasks: list[asyncio.Task[None]] = []
+
+    def run(source: Any, emit: Callable[[Any], None]) -> None:
+        tasks.append(asyncio.create_task(source.run(emit)))
+
+    yield run
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.snapshot = Snapshot()
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        self.events += events
+        for event in events:
+            self.snapshot.apply(event)
+
+
+async def test_the_three_kinds_make_a_snapshot(api, client, start):
+    api.put(SERVICES, service("web"))
+    api.put(SLICES, slice_("web-1", "web"))
+    api.put(SLICES, slice_("bad", "web", endpoints=[{"addresses": ["fd00::1"]}]))
+    api.put(NODES, {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}})
+    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    assert not source.connected
+    start(source, told)
+    await until(lambda: told.snapshot.synced == WATCHED_KINDS)
+    assert set(told.snapshot.services) == {ServiceName("default", "web")}
+    assert set(told.snapshot.slices[ServiceName("default", "web")]) == {"web-1"}
+    assert told.snapshot.node is not None
+    assert told.snapshot.node.zone == "a"
+    refused = told.snapshot.refused[Kind.ENDPOINT_SLICE, "default", "bad"]
+    assert refused == Refused(
+        ObjectRef(Kind.ENDPOINT_SLICE, "default", "bad"), "endpoints[0].addresses[0]: 'fd00::1' is not an IPv4 address"
+    )
+    assert source.connected
+    assert source.last_error == ""
+    assert api.queries(SLICES)[0]["labelSelector"] == "!service.kubernetes.io/headless"
+    assert api.queries(NODES)[0]["fieldSelector"] == "metadata.name=node1"
+    api.delete(SERVICES, "default", "web")
+    await until(lambda: not told.snapshot.services)
+
+
+@pytest.mark.parametrize("status", [200, 403])
+async def test_without_the_node_the_rest_works(api, client, start, status):
+    if status == 403:
+        api.answers[NODES] = [lambda _: web.json_response({"message": "nodes is forbidden"}, status=403)] * 1000
+    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    start(source, told)
+    await until(lambda: told.snapshot.synced == WATCHED_KINDS and source.connected)
+    assert told.snapshot.node is None
+    assert told.events.count(Synced(Kind.NODE)) == 1
+
+
+async def test_forbidden_services_are_never_synced_but_reported(api, client, start):
+    api.answers[SERVICES] = [lambda _: web.json_response({"message": "services is forbidden"}, status=403)] * 1000
+    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    start(source, told)
+    await until(lambda: {Kind.NODE, Kind.ENDPOINT_SLICE} <= told.snapshot.synced and len(api.queries(SERVICES)) > 3)
+    assert Kind.SERVICE not in told.snapshot.synced
+    assert not source.connected
+    assert source.last_error == "the API server answered 403: services is forbidden"
+
+
+def test_with_a_proxy_name_of_our_own_the_server_does_not_select():
+    assert services("us").query == ()
+    labels = {"service.kubernetes.io/service-proxy-name": "us"}
+    ours = service("x")
+    ours["metadata"]["labels"] = labels
+    assert services("us").convert(ours) is not None
+    assert services("").convert(ours) is None
+
+
+async def test_settings_follow_the_config_map(api, client, start):
+    told: list[dict[str, str] | None] = []
+    start(ConfigMapSource(client, "kube-system", "kproxy", timing=FAST), told.append)
+    await until(lambda: told == [None])
+    metadata = {"name": "kproxy", "namespace": "kube-system"}
+    api.put(SETTINGS, {"metadata": metadata, "data": {"mode": "tc"}})
+    api.put(SETTINGS, {"metadata": metadata})
+    await until(lambda: told == [None, {"mode": "tc"}, {}])
+    api.delete(SETTINGS, "kube-system", "kproxy")
+    await until(lambda: told == [None, {"mode": "tc"}, {}, None])
+    assert api.queries(SETTINGS)[0]["fieldSelector"] == "metadata.name=kproxy"
