@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,39 @@ from kproxy_ebpf.observe.state import write_json
 
 log = structlog.get_logger(__name__)
 
-WRITE_SECONDS = 1.0
+REST_SECONDS = 0.05
+REST_FACTOR = 20.0
 
 
-async def keep_status(path: Path, content: Callable[[], Mapping[str, Any]]) -> None:
-    """Write `content()` to `path` now, and once a second while it changes. A full disk is worth one warning."""
-    written: Mapping[str, Any] | None = None
-    warned = False
-    while True:
-        latest = content()
-        if latest != written:
-            try:
-                await asyncio.to_thread(write_json, path, latest)
-                written, warned = latest, False
-            except OSError as error:
-                if not warned:
-                    log.warning("the status file can't be written", path=str(path), error=str(error))
-                warned = True
-        await asyncio.sleep(WRITE_SECONDS)
+class StatusFile:
+    """Writes `content()` to `path` soon after each `touch`. `run` it as a task.
+
+    The more a write costs (with ten thousand Services it is a megabyte), the longer the rest until the next one.
+    """
+
+    def __init__(self, path: Path, content: Callable[[], Mapping[str, Any]]) -> None:
+        self._path, self._content = path, content
+        self._touched = asyncio.Event()
+        self._warned = False
+
+    def touch(self) -> None:
+        """Something that the file tells has changed."""
+        self._touched.set()
+
+    async def run(self) -> None:
+        self.touch()
+        while True:
+            await self._touched.wait()
+            self._touched.clear()
+            began = time.monotonic()
+            await self._write(self._content())
+            await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
+
+    async def _write(self, content: Mapping[str, Any]) -> None:
+        try:
+            await asyncio.to_thread(write_json, self._path, content)
+            self._warned = False
+        except OSError as error:
+            if not self._warned:  # a full disk is worth one warning
+                log.warning("the status file can't be written", path=str(self._path), error=str(error))
+            self._warned = True

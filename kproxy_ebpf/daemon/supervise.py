@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -12,17 +13,24 @@ from kproxy_ebpf.errors import KproxyError
 
 log = structlog.get_logger(__name__)
 
+Start = Callable[[str, Coroutine[Any, Any, None]], object]
+"""Starts a part under a name."""
+
 
 class DiedError(KproxyError):
     """A part of the daemon ended, which it never should."""
 
 
-async def supervise(parts: Mapping[str, Coroutine[Any, Any, None]]) -> None:
-    """Run all `parts` until cancelled. Raises KproxyError as soon as one of them fails or ends."""
+@asynccontextmanager
+async def supervised() -> AsyncIterator[Start]:
+    """Parts started in the block run until one of them fails or ends, or until this task is cancelled.
+
+    Leaving the block waits for that. Raises the KproxyError of the part, or of the block itself.
+    """
     try:
         async with asyncio.TaskGroup() as group:
-            for name, part in parts.items():
-                group.create_task(_watched(name, part), name=name)
+            yield lambda name, part: group.create_task(_watched(name, part), name=name)
+            await asyncio.Event().wait()
     except BaseExceptionGroup as deaths:
         raise deaths.exceptions[0] from None
 

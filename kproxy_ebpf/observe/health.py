@@ -20,12 +20,16 @@ def _utc_now() -> datetime:
 
 @dataclass(slots=True)
 class Health:
-    """`limit_seconds` is twice the sync period; `clock` counts seconds monotonically, `now` is the wall's."""
+    """`limit_seconds` is twice the sync period; `clock` counts seconds monotonically, `now` is the wall's.
+
+    `synced` says that the cluster's state is in force on every link for the first time; healthy starts before that.
+    """
 
     limit_seconds: float
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
     node_eligible: bool = True
+    synced: bool = False
     errors: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     _oldest_queued: float | None = None
@@ -82,6 +86,7 @@ class Health:
         return {
             "lastUpdated": _rfc3339(last or datetime.min.replace(tzinfo=UTC)),
             "currentTime": _rfc3339(current),
+            "synced": self.synced,
             "errors": errors,
             "problems": dict(self.problems),
         }

@@ -1,0 +1,58 @@
+"""The side of the daemon that faces the cluster: where its state and the settings come from, where warnings go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.errors import UsageError
+from kproxy_ebpf.kube.source import ConfigMapSource, Source
+from kproxy_ebpf.model.snapshot import Refused
+
+if TYPE_CHECKING:
+    from kproxy_ebpf.kube.client import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The API server, or a folder of manifests, which has neither ConfigMaps nor Events."""
+
+    source: Source
+    config_map: ConfigMapSource | None = None
+
+    def warn_settings(self, sentence: str) -> None:
+        """Tell whoever looks at the node's Events that its settings are refused."""
+
+    def warn_refused(self, refused: Refused) -> None:
+        """Tell whoever looks at the object's Events that it is refused."""
+
+
+@asynccontextmanager
+async def connected(options: Options) -> AsyncIterator[Cluster]:
+    """The cluster that the flags name. Raises ClusterError, UsageError."""
+    if options.manifests is not None:
+        from kproxy_ebpf.kube.manifests import ManifestSource
+
+        yield Cluster(ManifestSource(options.manifests, options.node_name, options.proxy_name))
+        return
+    from kproxy_ebpf.kube.client import Client
+    from kproxy_ebpf.kube.source import ApiSource
+
+    client = await (Client.from_kubeconfig(options.kubeconfig) if options.kubeconfig else Client.in_cluster())
+    try:
+        source = ApiSource(client, options.node_name, options.proxy_name)
+        yield Cluster(source, _config_map(client, options.config_map))
+    finally:
+        await client.aclose()
+
+
+def _config_map(client: Client, name: str | None) -> ConfigMapSource | None:
+    if name is None:
+        return None
+    namespace, slash, name = name.partition("/")
+    if not (namespace and slash and name):
+        raise UsageError(f"--config-map {namespace!r} is no ConfigMap: write NAMESPACE/NAME")
+    return ConfigMapSource(client, namespace, name)

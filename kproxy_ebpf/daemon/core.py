@@ -1,0 +1,187 @@
+"""Joins the parts and runs them: lock, servers, settings, datapath, source, reconciler."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+
+from kproxy_ebpf import __version__
+from kproxy_ebpf.config import Balancing, Mode, SettingsKeeper, watch_settings_file
+from kproxy_ebpf.daemon.cluster import Cluster, connected
+from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.daemon.gate import Gate
+from kproxy_ebpf.daemon.observer import Reports
+from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
+from kproxy_ebpf.daemon.status import StatusFile
+from kproxy_ebpf.daemon.supervise import Start, supervised
+from kproxy_ebpf.datapath.bpffs import NodeLock
+from kproxy_ebpf.datapath.links import PodLinks
+from kproxy_ebpf.model.services import text_of
+from kproxy_ebpf.model.snapshot import Event, Snapshot
+from kproxy_ebpf.observe import logging
+from kproxy_ebpf.observe.health import Health
+from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
+from kproxy_ebpf.observe.server import health_app, metrics_app, serving
+from kproxy_ebpf.observe.state import state_dir
+from kproxy_ebpf.plan.services import PlanSettings
+from kproxy_ebpf.reconcile import Reconciler
+
+log = structlog.get_logger(__name__)
+
+
+def start(options: Options) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises KproxyError."""
+    logging.configure()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(Daemon(options).run())
+        except asyncio.CancelledError:
+            log.info("ended: the datapath stays in force")
+
+
+class Daemon:
+    """What the parts share. Made for one `run`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = state_dir(options.bpffs)
+        self.metrics = Metrics()
+        self.health = Health(limit_seconds=2 * options.sync_period)
+        self.keeper = SettingsKeeper(last_good(self.folder / "settings.json"))
+        self.status = StatusFile(self.folder / "status.json", self._describe)
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._synced = asyncio.Event()
+        self._reconciler: Reconciler | None = None
+        self._links: PodLinks | None = None
+
+    async def run(self) -> None:
+        """Until cancelled. Raises KproxyError when a part can't start or dies."""
+        _cancel_on_signals()
+        options = self.options
+        log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
+        async with AsyncExitStack() as stack:
+            stack.enter_context(NodeLock(options.bpffs))
+            health, metrics = health_app(self.health, self.metrics), metrics_app(self.metrics.registry)
+            await stack.enter_async_context(serving(health, options.health_address, "--health-address"))
+            await stack.enter_async_context(serving(metrics, options.metrics_address, "--metrics-address"))
+            cluster = await stack.enter_async_context(connected(options))
+            async with supervised() as start_part:
+                await self._settle(cluster, start_part)
+                datapath = await Datapath.prepare(options)
+                stack.callback(datapath.close)  # after all parts have ended
+                await self._serve(cluster, datapath, start_part)
+
+    async def _settle(self, cluster: Cluster, start_part: Start) -> None:
+        """Read the settings and follow them from now on."""
+        self.keeper.listen(Reporter(self.folder / "settings.json", self.metrics, self.health, cluster.warn_settings))
+        answered: asyncio.Event | None = None
+        if cluster.config_map is not None:
+            answered = asyncio.Event()
+            start_part("settings", cluster.config_map.run(partial(self._config_map, answered)))
+        await settle(self.keeper, self.options.config, answered)
+        if self.options.config is not None:
+            start_part("settings", watch_settings_file(self.options.config, self.keeper))
+
+    def _config_map(self, answered: asyncio.Event, data: Mapping[str, str] | None) -> None:
+        self.keeper.offer(lambda: data or {})
+        answered.set()
+
+    async def _serve(self, cluster: Cluster, datapath: Datapath, start_part: Start) -> None:
+        """Fill the tables, attach the programs. Tables that hold nothing yet are filled first."""
+        reports = Reports(self.metrics, self.health, self._changed, cluster.warn_refused)
+        self.metrics.registry.register(DatapathCollector(datapath.reading))
+        reconciler = self._reconciler = Reconciler(
+            Snapshot(),
+            datapath.tables(),
+            datapath,
+            self.options.node_name,
+            self._plan_settings,
+            observer=reports,
+        )
+        links = self._links = PodLinks(datapath.attacher, self._admits, on_failed=self.metrics.attach_failures.inc)
+        gate = Gate(partial(self._submit, reconciler, reports), is_open=self._is_on)
+        self.keeper.listen(partial(self._settings_changed, reconciler, links, gate))
+        if datapath.is_ready:
+            await datapath.take_over()
+            start_part("links", links.run())
+        start_part("status", self.status.run())
+        start_part("reconciler", reconciler.run())
+        start_part("source", cluster.source.run(gate.feed))
+        if not datapath.is_ready:
+            await self._synced.wait()
+            await datapath.take_over()
+            start_part("links", links.run())
+        await asyncio.gather(self._synced.wait(), links.ready.wait())
+        self.health.synced = True
+        log.info("in force", services=len(reconciler.snapshot.services), links=len(links.attached))
+
+    def _submit(self, reconciler: Reconciler, reports: Reports, events: Sequence[Event]) -> None:
+        reconciler.submit(events)
+        reports.events(events, reconciler.snapshot)
+        self._changed()
+
+    def _settings_changed(self, reconciler: Reconciler, links: PodLinks, gate: Gate, _: SettingsKeeper) -> None:
+        reconciler.update_settings(self._plan_settings)
+        gate.set(self._is_on)
+        links.reconsider()
+        self._changed()
+
+    def _changed(self) -> None:
+        self.status.touch()
+        reconciler = self._reconciler
+        if reconciler is not None and reconciler.first_sync_done:
+            self._synced.set()
+
+    def _admits(self, link: str) -> bool:
+        return self._is_on and self.keeper.current.is_pod_interface(link)
+
+    @property
+    def _is_on(self) -> bool:
+        return self.keeper.current.mode is not Mode.OFF
+
+    @property
+    def _plan_settings(self) -> PlanSettings:
+        return PlanSettings(maglev=self.keeper.current.balancing is Balancing.MAGLEV)
+
+    def _describe(self) -> dict[str, Any]:
+        """What the status file says."""
+        reconciler, links = self._reconciler, self._links
+        if reconciler is None or links is None:
+            return {}
+        self.metrics.attached_links.set(len(links.attached))
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "node": self.options.node_name,
+            "started": self._started,
+            "health_address": self.options.health_address,
+            "settings": self.keeper.current.plain(),
+            "synced": reconciler.first_sync_done,
+            "links": sorted(links.attached.values()),
+            "refused": [
+                {"object": str(refused.ref), "reason": refused.reason}
+                for refused in reconciler.snapshot.refused.values()
+            ],
+            "conflicts": [
+                f"{text_of(key.address)}:{key.port} is {winner}'s, and {loser} wants it too"
+                for _, key, winner, loser in reconciler.conflicts
+            ],
+            "services": reconciler.service_names(),
+        }
+
+
+def _cancel_on_signals() -> None:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # noqa: S101 - this is called by a coroutine
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)

@@ -1,0 +1,81 @@
+"""The datapath of this node, from the daemon's side: the generation in force, its tables, its programs on the links."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.datapath.attach import Attacher, Method
+from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps
+from kproxy_ebpf.model.tables import TableWrites
+from kproxy_ebpf.observe.metrics import DatapathReading
+from kproxy_ebpf.plan.tables import Capacities, Tables
+
+log = structlog.get_logger(__name__)
+
+
+class Datapath:
+    """One generation. Make it with `prepare`; it serves pods from `take_over` on."""
+
+    def __init__(self, generation: Generation, method: Method, capacities: Capacities) -> None:
+        self.generation = generation
+        self._capacities = capacities
+        self.attacher = Attacher(generation, method)
+        self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
+        self._counters = Counters(generation)
+        self._occupancy = Occupancy(generation)
+
+    @classmethod
+    async def prepare(cls, options: Options) -> Datapath:
+        """Adopt what is pinned, or compile and load. Raises NodeError, LoadError."""
+        began = time.monotonic()
+        generation = await asyncio.to_thread(ensure, options.bpffs, options.constants)
+        what = "adopted" if generation.is_current else "built"
+        log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
+        sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
+        return cls(generation, Method(options.attach), Capacities(**sizes))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its tables hold enough to serve at once; else it has to wait for the first sync."""
+        return self.generation.ready
+
+    async def take_over(self) -> None:
+        """Make this generation the one in force, on every link; remove all others."""
+        await asyncio.to_thread(self._take_over)
+
+    def _take_over(self) -> None:
+        self.attacher.prune()
+        self.generation.activate()
+        self.attacher.swap(self.generation)
+        self.generation.retire_others()
+
+    def tables(self) -> list[Tables]:
+        """The planner's mirror of the tables, as they are now."""
+        return [self._adopted(family) for family in FAMILIES]
+
+    def _adopted(self, family: int) -> Tables:
+        tables = Tables(family, self._capacities, time.monotonic)
+        tables.adopt(self._maps[family].read())
+        return tables
+
+    def apply(self, family: int, writes: TableWrites) -> None:
+        """Perform writes; see reconcile.TableWriter."""
+        self._maps[family].apply(writes)
+
+    def reading(self) -> DatapathReading:
+        """What the maps say now, for metrics."""
+        verdicts = {verdict.name.lower(): count for verdict, count in self._counters.read().items()}
+        return DatapathReading(verdicts, self._occupancy.read())
+
+    def close(self) -> None:
+        """Close descriptors; pins and attachments stay."""
+        self.attacher.close()
+        self._counters.close()
+        for maps in self._maps.values():
+            maps.close()

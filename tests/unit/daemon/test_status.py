@@ -1,0 +1,55 @@
+"""The status file follows what happens, and survives a disk that doesn't take it."""
+
+import asyncio
+from pathlib import Path
+
+import structlog.testing
+
+from kproxy_ebpf.daemon.status import StatusFile
+from kproxy_ebpf.observe.state import read_json
+
+
+async def poll(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(0.01)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_it_is_written_at_the_start_and_after_each_touch(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    content = {"pid": 1}
+    file = StatusFile(path, lambda: dict(content))
+    task = asyncio.create_task(file.run())
+    try:
+        await poll(lambda: read_json(path) == {"pid": 1})
+        content["pid"] = 2
+        file.touch()
+        await poll(lambda: read_json(path) == {"pid": 2})
+    finally:
+        await stop(task)
+
+
+async def test_a_place_that_takes_no_file_costs_one_warning(tmp_path: Path) -> None:
+    blocker = tmp_path / "blocker"
+    blocker.touch()
+    written = 0
+
+    def content() -> dict[str, int]:
+        nonlocal written
+        written += 1
+        file.touch()
+        return {"n": written}
+
+    file = StatusFile(blocker / "status.json", content)
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(file.run())
+        try:
+            await poll(lambda: written >= 3)
+        finally:
+            await stop(task)
+    assert [entry["log_level"] for entry in logs] == ["warning"]
