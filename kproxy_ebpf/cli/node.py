@@ -2,4 +2,61 @@
 
 from __future__ import annotations
 
-COMMANDS: tuple[()] = ()
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from kproxy_ebpf.cli.common import bpffs_option, option, output_option, show_json
+
+
+@click.command()
+@bpffs_option
+@output_option
+def check(bpffs: Path, output: str) -> None:
+    """Say what this node offers and lacks, and what follows."""
+    from kproxy_ebpf.datapath.node import check_node
+
+    checks = check_node(bpffs)
+    if output == "json":
+        show_json([asdict(each) for each in checks])
+    for each in checks if output == "table" else ():
+        mark = "ok" if each.ok else "MISSING" if each.required else "no"
+        click.echo(f"{mark:8} {each.name:13} {each.detail}" + ("" if each.ok else f": {each.consequence}"))
+    sys.exit(os.EX_OK if all(each.ok or not each.required for each in checks) else os.EX_OSERR)
+
+
+@click.command()
+@bpffs_option
+@output_option
+@option("--all", "every", is_flag=True, help="Every packet, also those of flows known already and those left alone.")
+def monitor(bpffs: Path, output: str, every: bool) -> None:
+    """Show what happens to packets, live, until interrupted."""
+    import asyncio
+
+    from kproxy_ebpf.cli.monitoring import follow
+    from kproxy_ebpf.cli.tables import generation_in_force
+
+    asyncio.run(follow(generation_in_force(bpffs), every=every, as_json=output == "json"))
+
+
+@click.command()
+@bpffs_option
+def cleanup(bpffs: Path) -> None:
+    """Detach and unpin all that is ours; kube-proxy serves the pods from then on."""
+    from kproxy_ebpf.cli.cleaning import clean
+
+    click.echo(clean(bpffs))
+
+
+@click.command()
+def demo() -> None:
+    """Show a small cluster on this machine: pods in network namespaces reach a Service."""
+    from kproxy_ebpf.lab.demo import run
+
+    run()
+
+
+COMMANDS = (check, monitor, cleanup, demo)

@@ -19,7 +19,6 @@ from kproxy_ebpf.lab.wait import until
 
 COMMAND = Path(sys.executable).with_name("kproxy-ebpf")
 HEALTH_PORT, METRICS_PORT = 10356, 10349
-FIRST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"  # 0 before it
 START_SECONDS = 30  # the first start compiles
 
 
@@ -70,10 +69,11 @@ class Daemon:
         def ready() -> bool:
             if process.poll() is not None:
                 raise RuntimeError(f"the daemon ended with code {process.returncode}:\n{self.log()[-4000:]}")
-            return self.healthz()[0] == 200 and self.metrics()[FIRST_SYNC] > 0
+            status, body = self.healthz()
+            return status == 200 and bool(body["synced"])
 
         try:
-            until(ready, "the daemon's first sync", seconds=seconds)
+            until(ready, "everything to be in force", seconds=seconds)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.log()[-4000:]}") from None
 

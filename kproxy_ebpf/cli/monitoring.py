@@ -1,0 +1,66 @@
+"""`monitor`: the programs' events as lines."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from time import CLOCK_MONOTONIC, clock_gettime_ns
+from typing import Any
+
+import click
+
+from kproxy_ebpf.cli.rows import endpoint_text, protocol_name
+from kproxy_ebpf.datapath.contract import EventsLevel
+from kproxy_ebpf.datapath.events import EventStream, VerdictEvent
+from kproxy_ebpf.datapath.generation import Generation
+
+
+async def follow(generation: Generation, *, every: bool, as_json: bool) -> None:
+    """Print events until cancelled. Raises OSError."""
+    booted = datetime.now(UTC) - timedelta(microseconds=clock_gettime_ns(CLOCK_MONOTONIC) / 1000)
+    links = LinkNames()
+    async with EventStream(generation, EventsLevel.ALL if every else EventsLevel.NOTABLE) as events:
+        async for event in events:
+            row = event_row(event, booted, links.name(event.ifindex))
+            click.echo(json.dumps(row) if as_json else event_line(row))
+
+
+class LinkNames:
+    """Names of this network namespace's links; looked up anew for one not seen before."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+
+    def name(self, ifindex: int) -> str:
+        if ifindex not in self._names:
+            import socket
+
+            self._names = {ifindex: f"#{ifindex}"} | dict(socket.if_nameindex())
+        return self._names[ifindex]
+
+
+def event_row(event: VerdictEvent, booted: datetime, link: str) -> dict[str, Any]:
+    """One event with plain values; `booted` is when CLOCK_MONOTONIC was 0."""
+    moment = booted + timedelta(microseconds=event.time_ns / 1000)
+    return {
+        "time": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "link": link,
+        "direction": event.direction.name.lower(),
+        "verdict": event.verdict.name.lower(),
+        "protocol": protocol_name(event.protocol),
+        "source": endpoint_text(event.source, event.source_port),
+        "destination": endpoint_text(event.destination, event.destination_port),
+        "to_source": endpoint_text(event.to_source, event.to_source_port),
+        "to_destination": endpoint_text(event.to_destination, event.to_destination_port),
+        "bytes": event.length,
+    }
+
+
+def event_line(row: dict[str, Any]) -> str:
+    """12:00:00.000001 vethclient from_pod TCP 10.244.1.2:5 → 10.96.0.1:80 balanced → 10.244.1.3:8080."""
+    was, now = (row["source"], row["destination"]), (row["to_source"], row["to_destination"])
+    became = "" if was == now else f" → {now[1]}" if was[0] == now[0] else f" as {now[0]} → {now[1]}"
+    return (
+        f"{row['time'][11:-1]} {row['link']} {row['direction']} {row['protocol']} {was[0]} → {was[1]} "
+        f"{row['verdict']}{became} ({row['bytes']} bytes)"
+    )
