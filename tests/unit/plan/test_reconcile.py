@@ -1,0 +1,317 @@
+"""The reconciler: what it waits for, what it repeats, and what it never loses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from simulate import CAPACITIES, NODE, Clock, Maps, key, service, slice_of
+
+import kproxy_ebpf.reconcile as module
+from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName, packed
+from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Kind, ObjectRef, Removed, Snapshot, Synced, Upserted
+from kproxy_ebpf.model.tables import TableContents, TableWrites
+from kproxy_ebpf.plan.services import PlanSettings, ServicePlan
+from kproxy_ebpf.plan.tables import Capacities, Tables
+from kproxy_ebpf.reconcile import Observer, Reconciler, Sync, Timing
+
+VIP = key("10.96.0.1")
+WEB = service()
+A, B = "1.1.1.1", "1.1.1.2"
+QUICK = Timing(first_retry=0.01, last_retry=0.05)
+
+
+def upserted(each: Service | EndpointSlice | Node) -> Upserted:
+    match each:
+        case Service():
+            return Upserted(ObjectRef(Kind.SERVICE, *each.key), each)
+        case EndpointSlice():
+            return Upserted(ObjectRef(Kind.ENDPOINT_SLICE, each.namespace, each.name), each)
+        case Node():
+            return Upserted(ObjectRef(Kind.NODE, "", each.name), each)
+
+
+SYNCED = [Synced(kind) for kind in sorted(WATCHED_KINDS)]
+
+
+@dataclass
+class Witness(Observer):
+    """Writes down what it is told."""
+
+    syncs: list[Sync] = field(default_factory=list)
+    errors: list[tuple[int, Exception]] = field(default_factory=list)
+    full: list[tuple[ServiceName, str]] = field(default_factory=list)
+    bugs: list[tuple[ServiceName, Exception]] = field(default_factory=list)
+
+    def synced(self, sync: Sync) -> None:
+        self.syncs.append(sync)
+
+    def write_failed(self, family: int, error: Exception) -> None:
+        self.errors.append((family, error))
+
+    def table_full(self, name: ServiceName, error: MapFullError) -> None:
+        self.full.append((name, error.table))
+
+    def plan_failed(self, name: ServiceName, error: Exception) -> None:
+        self.bugs.append((name, error))
+
+
+class World:
+    """A reconciler that runs, and the simulated maps it writes to."""
+
+    def __init__(self, capacities: Capacities = CAPACITIES, found: TableContents | None = None) -> None:
+        self.maps = Maps(Clock())
+        self.witness = Witness()
+        self.failures: list[Exception] = []
+        self.checked = True
+        tables = Tables(4, capacities, time.monotonic)
+        if found is not None:
+            self.maps.contents = found
+            self.maps.cells = {
+                base + index: each for base, ids in found.slots.items() for index, each in enumerate(ids)
+            }
+            tables.adopt(found)
+        self.reconciler = Reconciler(Snapshot(), [tables], self, "here", observer=self.witness, timing=QUICK)
+
+    def apply(self, family: int, writes: TableWrites) -> None:
+        assert family == 4
+        self.maps.clock.now += 10  # the ranges' rest is not what is tested here
+        if self.failures:
+            with contextlib.suppress(OSError):
+                self.maps.perform(writes, fail_after=1)
+            raise self.failures.pop()
+        if self.checked:
+            self.maps.perform(writes)
+
+    def submit(self, *objects: Service | EndpointSlice | Node) -> None:
+        self.reconciler.submit([upserted(each) for each in objects])
+
+    def remove(self, owner: Service) -> None:
+        self.reconciler.submit([Removed(ObjectRef(Kind.SERVICE, *owner.key))])
+
+    def targets(self, each: object = VIP) -> set[str] | None:
+        found = self.maps.targets(each)  # type: ignore[arg-type]
+        return None if found is None else {".".join(map(str, address)) for address, _ in found}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110, the maps have no event to wait for
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running(world: World, *, synced: bool = True) -> AsyncIterator[World]:
+    task = asyncio.create_task(world.reconciler.run())
+    try:
+        if synced:
+            world.reconciler.submit([upserted(NODE), *SYNCED])
+            await until(lambda: world.reconciler.first_sync_done)
+        yield world
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def idle(world: World) -> None:
+    """Long enough for anything that was to happen: the loop has turned many times and nothing is queued."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_nothing_is_written_before_every_kind_has_synced() -> None:
+    async with running(World(), synced=False) as world:
+        world.submit(NODE, WEB, slice_of(WEB, A))
+        for event in SYNCED:
+            await idle(world)
+            assert not world.maps.contents.frontends
+            assert not world.reconciler.first_sync_done
+            world.reconciler.submit([event])
+        await until(lambda: world.reconciler.first_sync_done)
+        assert world.targets() == {A}
+        assert world.reconciler.last_sync == pytest.approx(time.time(), abs=5)
+
+
+async def test_a_change_is_in_the_maps_at_once() -> None:
+    async with running(World()) as world:
+        world.submit(WEB, slice_of(WEB, A))
+        assert world.reconciler.queued_since is not None
+        await until(lambda: world.targets() == {A})
+        assert world.reconciler.queued_since is None
+        world.submit(slice_of(WEB, A, B))
+        await until(lambda: world.targets() == {A, B})
+        world.remove(WEB)
+        await until(lambda: world.targets() is None)
+
+
+async def test_events_about_one_service_cost_one_plan() -> None:
+    async with running(World()) as world:
+        before = len(world.witness.syncs)
+        for count in range(1, 20):
+            world.submit(WEB, slice_of(WEB, *[f"1.1.1.{each}" for each in range(count)]))
+        await until(lambda: len(world.targets() or ()) == 19)
+        assert sum(sync.services for sync in world.witness.syncs[before:]) == 1
+
+
+async def test_a_restart_writes_nothing_and_removes_what_is_no_more() -> None:
+    async with running(World()) as first:
+        gone = service("gone", cluster_ips=(packed("10.96.0.9"),))
+        first.submit(WEB, slice_of(WEB, A), gone)
+        await until(lambda: first.targets() == {A} and first.targets(key("10.96.0.9")) == set())
+    world = World(found=first.maps.read_back())
+    async with running(world, synced=False):
+        world.submit(NODE, WEB, slice_of(WEB, A))
+        await idle(world)
+        assert world.targets(key("10.96.0.9")) == set()
+        world.reconciler.submit(SYNCED)
+        await until(lambda: world.reconciler.first_sync_done)
+        assert world.targets(key("10.96.0.9")) is None
+        assert world.targets() == {A}
+        written = [writes for sync in world.witness.syncs for writes in sync.writes.values()]
+        assert [(bool(each.frontends), bool(each.slots), bool(each.backends)) for each in written] == [(False,) * 3]
+
+
+@pytest.mark.parametrize("error", [OSError("no memory"), MapFullError("frontends_v4", 1)])
+async def test_a_failed_write_is_repeated(error: Exception) -> None:
+    async with running(World()) as world:
+        world.failures = [error] * 3
+        world.submit(WEB, slice_of(WEB, A))
+        await until(lambda: bool(world.witness.errors))
+        assert world.reconciler.queued_since is not None
+        world.submit(slice_of(WEB, A, B))
+        await until(lambda: world.targets() == {A, B})
+        assert len(world.witness.errors) == 3
+        await until(lambda: world.reconciler.queued_since is None)
+
+
+async def test_a_failure_of_the_first_sync_is_made_good() -> None:
+    world = World()
+    world.failures = [OSError("no memory")] * 2
+    async with running(world, synced=False):
+        world.submit(NODE, WEB, slice_of(WEB, A))
+        world.reconciler.submit(SYNCED)
+        await until(lambda: bool(world.witness.errors))
+        assert not world.reconciler.first_sync_done
+        await until(lambda: world.reconciler.first_sync_done)
+        assert world.targets() == {A}
+
+
+async def test_a_full_table_stops_only_what_does_not_fit() -> None:
+    other = service("other", cluster_ips=(packed("10.96.0.2"),))
+    async with running(World(replace(CAPACITIES, backends=3))) as world:
+        world.submit(WEB, slice_of(WEB, A))
+        await until(lambda: world.targets() == {A})
+        world.submit(other, slice_of(other, A, B, name="other-1"))
+        await until(lambda: world.reconciler.full_tables == {"backends_v4": 1})
+        assert (other.key, "backends_v4") in world.witness.full
+        await until(lambda: world.reconciler.queued_since is None)
+        world.submit(slice_of(WEB, B))
+        await until(lambda: world.targets() == {B})
+        world.submit(slice_of(other, name="other-1"))
+        await until(lambda: world.targets(key("10.96.0.2")) == set())
+        assert not world.reconciler.full_tables
+
+
+async def test_what_did_not_fit_is_tried_again() -> None:
+    other = service("other", cluster_ips=(packed("10.96.0.2"),))
+    async with running(World(replace(CAPACITIES, frontends=3))) as world:
+        world.submit(WEB, slice_of(WEB, A))
+        await until(lambda: world.targets() == {A})
+        world.submit(other, slice_of(other, name="other-1"))
+        await until(lambda: bool(world.reconciler.full_tables))
+        world.remove(WEB)
+        await until(lambda: world.targets(key("10.96.0.2")) == set())
+        assert not world.reconciler.full_tables
+
+
+async def test_a_loser_takes_over_without_an_event_of_its_own() -> None:
+    old, new = (
+        service(name, created=created, cluster_ips=(), external_ips=(packed("9.9.9.9"),))
+        for name, created in (("old", "2025"), ("new", "2026"))
+    )
+    async with running(World()) as world:
+        world.submit(new, slice_of(new, B, name="new-1"), old, slice_of(old, A, name="old-1"))
+        await until(lambda: world.targets(key("9.9.9.9")) == {A} and world.reconciler.queued_since is None)
+        (conflict,) = world.reconciler.conflicts
+        assert (conflict.winner, conflict.loser) == (old.key, new.key)
+        world.remove(old)
+        await until(lambda: world.targets(key("9.9.9.9")) == {B})
+        assert world.reconciler.conflicts == []
+
+
+async def test_settings_plan_everything_anew() -> None:
+    async with running(World()) as world:
+        world.submit(WEB, slice_of(WEB, A, B))
+        await until(lambda: world.targets() == {A, B})
+        world.reconciler.update_settings(PlanSettings(maglev=True))
+        await until(lambda: world.maps.contents.frontends[VIP].slot_count == 61)
+
+
+async def test_a_change_of_the_node_plans_everything_anew() -> None:
+    async with running(World()) as world:
+        owner = service(ports=(replace(WEB.ports[0], node_port=30080),))
+        world.submit(owner, slice_of(owner, A))
+        await until(lambda: world.targets(key("10.0.0.1", 30080)) == {A})
+        world.submit(replace(NODE, addresses=(packed("10.0.0.5"),)))
+        await until(lambda: world.targets(key("10.0.0.5", 30080)) == {A})
+        assert world.targets(key("10.0.0.1", 30080)) is None
+
+
+async def test_programming_latency_is_told_once_per_trigger() -> None:
+    def told() -> list[float]:
+        return [seconds for sync in world.witness.syncs for seconds in sync.programming_seconds]
+
+    early = slice_of(WEB, A, trigger_time=time.time() - 1000)
+    world = World()
+    world.submit(WEB, early)
+    async with running(world):
+        assert told() == []
+        world.submit(early, slice_of(WEB, A, B, trigger_time=time.time() - 2))
+        await until(lambda: world.targets() == {A, B})
+        assert told() == [pytest.approx(2, abs=1)]
+        world.submit(replace(WEB, affinity_seconds=3), slice_of(WEB, A, B, trigger_time=early.trigger_time))
+        await until(lambda: world.maps.contents.frontends[VIP].affinity_seconds == 3)
+        assert len(told()) == 2
+
+
+async def test_one_service_that_can_not_be_planned_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(owner: Service, *arguments: object) -> ServicePlan:
+        if owner.key.name == "odd":
+            raise ValueError(owner.key)
+        return plan_service(owner, *arguments)  # type: ignore[arg-type]
+
+    plan_service = module.plan_service
+    monkeypatch.setattr(module, "plan_service", fragile)
+    async with running(World()) as world:
+        world.submit(service("odd"), WEB, slice_of(WEB, A))
+        await until(lambda: world.targets() == {A})
+        ((name, error),) = world.witness.bugs
+        assert name == ServiceName("shop", "odd")
+        assert isinstance(error, ValueError)
+
+
+async def test_many_services_do_not_hold_the_loop() -> None:
+    world = World(Capacities(10_000, 50_000, 50_000, 10))
+    services = [
+        service(f"s{number}", cluster_ips=(packed(f"10.97.{number // 250}.{number % 250 + 1}"),))
+        for number in range(2000)
+    ]
+    world.checked = False
+    for owner in services:
+        world.submit(owner, slice_of(owner, A, B, name=f"{owner.key.name}-1"))
+    async with running(world, synced=False):
+        world.reconciler.submit([upserted(NODE), *SYNCED])
+        turns = 0
+        while not world.reconciler.first_sync_done:
+            await asyncio.sleep(0)
+            turns += 1
+        batches = [sync for sync in world.witness.syncs if sync.services]
+        assert len(batches) > 5
+        assert turns >= len(batches)
+        assert sum(sync.services for sync in batches) == len(services)
