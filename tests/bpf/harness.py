@@ -63,7 +63,7 @@ class Datapath:
             generation.map(name, family)
             for name in ("frontends", "slots", "backends", "flows", "affinity", "source_ranges")
         )
-        self.counters, self.settings, self.events = map(generation.map, ("counters", "settings", "events"))
+        self.counters, self.settings = map(generation.map, ("counters", "settings"))
         self._slots_used = 0
 
     def clear(self) -> None:
@@ -147,13 +147,10 @@ class Datapath:
 
     def count(self) -> dict[Verdict, int]:
         """Packets by verdict, of both families."""
-        values = {}
-        for verdict in Verdict:
-            raw = self.counters.lookup(_u32(verdict))
-            assert raw is not None
-            per_cpu = (Counter * (len(raw) // ctypes.sizeof(Counter))).from_buffer_copy(raw)
-            values[verdict] = sum(cpu.packets for cpu in per_cpu)
-        return values
+        return {verdict: packets for verdict, (packets, _) in self._counters().items()}
+
+    def count_bytes(self) -> dict[Verdict, int]:
+        return {verdict: size for verdict, (_, size) in self._counters().items()}
 
     def see(self, hook: Direction, frame: bytes) -> tuple[Verdict, TestRun]:
         """Run one packet and say which verdict was counted, exactly one."""
@@ -174,6 +171,16 @@ class Datapath:
             assert result.retval == _action(step), f"step {number}"
             if result.retval != SHOT:
                 assert_same_frame(result.data, (step.becomes or step.packet).frame(self.family), f"step {number}")
+
+    def _counters(self) -> dict[Verdict, tuple[int, int]]:
+        """(packets, bytes) by verdict."""
+        values = {}
+        for verdict in Verdict:
+            raw = self.counters.lookup(_u32(verdict))
+            assert raw is not None
+            per_cpu = (Counter * (len(raw) // ctypes.sizeof(Counter))).from_buffer_copy(raw)
+            values[verdict] = (sum(cpu.packets for cpu in per_cpu), sum(cpu.bytes for cpu in per_cpu))
+        return values
 
     def _address(self, host: Host) -> Any:
         packed = host.packed(self.family)
