@@ -17,10 +17,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULT_BPFFS = Path("/sys/fs/bpf")
 
 
-def option(flag: str, **attributes: Any) -> Callable[[Command], Command]:
+def option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
     """A click option that can also be given as a variable: ``--node-name`` as ``KPROXY_NODE_NAME``."""
     variable = "KPROXY_" + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=variable, show_envvar=True, **attributes)
+    return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
 
 
 bpffs_option = option(

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from kproxy_ebpf import __version__
 
-disable_created_metrics()  # kube-proxy has none
+disable_created_metrics()  # type: ignore[no-untyped-call]  # kube-proxy has none
 
 SYNC_BUCKETS = tuple(0.001 * 2**exponent for exponent in range(15))
 
