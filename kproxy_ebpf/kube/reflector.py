@@ -29,7 +29,7 @@ from kproxy_ebpf.kube.stream import (
     LineSplitter,
     Page,
     Resource,
-    decode_line,
+    batches,
     decode_page,
 )
 
@@ -54,8 +54,8 @@ class Requests(Protocol):
 @dataclass(frozen=True, slots=True)
 class Timing:
     """All in seconds. `watch`: shortest server-side time-out of a watch, the longest is twice as long. `answer`: until
-    a watch begins. `idle`: longest silence in it, for the server sends a bookmark a minute. `page`: for one page of a
-    list, read to its end. `healthy`: a watch that lived so long was none that failed.
+    an answer begins. `idle`: longest silence in a watch, for the server sends a bookmark a minute. `page`: to read one
+    page of a list. `healthy`: a watch that lived so long was none that failed.
     """
 
     watch: float = 300.0
@@ -180,18 +180,18 @@ class Reflector(Generic[T]):
                 return
 
     async def _page(self, limit: int, more: str) -> Page[T]:
-        query = [*self._resource.query]
+        query = []
         if limit:
             query.append(("limit", str(limit)))
         if more:
             query.append(("continue", more))
-        async with asyncio.timeout(self._timing.page):
-            response = await self._client.request("GET", self._resource.path, query)
-            try:
-                await self._accept(response)
+        response = await self._get(query)
+        try:
+            await self._accept(response)
+            async with asyncio.timeout(self._timing.page):
                 return decode_page(self._resource, await response.read())
-            finally:
-                response.close()
+        finally:
+            response.close()
 
     # --- watches
 
@@ -237,8 +237,7 @@ class Reflector(Generic[T]):
         seconds = int(self._timing.watch * (1 + self._jitter()))
         common = [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", str(seconds))]
         started, delivered = self._clock(), False
-        async with asyncio.timeout(self._timing.answer):
-            response = await self._client.request("GET", self._resource.path, [*self._resource.query, *common, *query])
+        response = await self._get([*common, *query])
         try:
             if response.status in UNSERVED and not self._version:
                 raise NotStreamedError
@@ -246,8 +245,12 @@ class Reflector(Generic[T]):
             notice_dead_peer(response)
             splitter = LineSplitter()
             while chunk := await self._read(response):
-                self._decode(splitter.feed(chunk), on_batch)
                 delivered = True
+                for changes, mark in batches(self._resource, splitter.feed(chunk)):
+                    if changes or isinstance(mark, Bookmark):
+                        on_batch(changes, mark if isinstance(mark, Bookmark) else None)
+                    if isinstance(mark, Failure):
+                        raise ApiError(mark.code, mark.message)
         finally:
             response.close()
         if not delivered and self._clock() - started < self._timing.healthy:
@@ -264,22 +267,12 @@ class Reflector(Generic[T]):
                 raise NotStreamedError from None
             raise TimeoutError(f"nothing heard in a watch for {seconds:g} s") from None
 
-    def _decode(self, lines: list[bytes], on_batch: OnBatch[T]) -> None:
-        changes: list[Change[T]] = []
-        for line in lines:
-            item = decode_line(self._resource, line)
-            if isinstance(item, Change):
-                changes.append(item)
-                continue
-            if isinstance(item, Bookmark):
-                on_batch(changes, item)
-            elif changes:
-                on_batch(changes, None)
-            if isinstance(item, Failure):
-                raise ApiError(item.code, item.message)
-            changes = []
-        if changes:
-            on_batch(changes, None)
+    async def _get(self, query: list[tuple[str, str]]) -> aiohttp.ClientResponse:
+        try:
+            async with asyncio.timeout(self._timing.answer):
+                return await self._client.request("GET", self._resource.path, [*self._resource.query, *query])
+        except TimeoutError as error:  # the client's own has words
+            raise TimeoutError(str(error) or f"no answer for {self._timing.answer:g} s") from None
 
     async def _accept(self, response: aiohttp.ClientResponse) -> None:
         await raise_for_status(response)

@@ -7,7 +7,7 @@ which reads the JSON loosely: to tell bookmarks and errors, and to name the one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -104,6 +104,22 @@ class LineSplitter:
         if self._pending > self._max_bytes:
             raise BrokenStreamError(f"a watch line is longer than {self._max_bytes} bytes")
         return [line for line in ended if line.strip()]
+
+
+def batches(
+    resource: Resource[T], lines: Iterable[bytes]
+) -> Iterator[tuple[list[Change[T]], Bookmark | Failure | None]]:
+    """The changes among `lines`, cut after each bookmark or failure. Raises BrokenStreamError."""
+    changes: list[Change[T]] = []
+    for line in lines:
+        item = decode_line(resource, line)
+        if isinstance(item, Change):
+            changes.append(item)
+        else:
+            yield changes, item
+            changes = []
+    if changes:
+        yield changes, None
 
 
 def decode_line(resource: Resource[T], line: bytes) -> Change[T] | Bookmark | Failure:
