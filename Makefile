@@ -5,7 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 VENV := .venv/bin
-IMAGE ?= kproxy-ebpf:dev
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kproxy_ebpf/__init__.py)
+IMAGE ?= kproxy-ebpf:$(VERSION)
 PYTEST := $(VENV)/pytest --durations=3
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster
@@ -64,7 +65,7 @@ bench: preflight setup-dev control-plane ## measure against kube-proxy; writes b
 	@$(VENV)/python -m bench
 
 image: ## build the container image (needs docker or a work-alike)
-	docker build --tag $(IMAGE) .
+	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 clean: ## remove what setup and the tests made in this folder; the user's cache stays
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,16 +10,16 @@ cd "$(dirname "$0")/.."
 . hack/lib.sh
 
 python=/usr/bin/python3 # Debian's: the bcc module is built for this one only
-packages=(python3-venv python3-bpfcc libbpf1 iproute2 ethtool conntrack nftables iptables)
+packages=(python3-venv python3-bpfcc libbpf1 iproute2)
 extra=""
 if [[ ${1:-} == dev ]]; then
-    packages+=(tcpdump gcc libc6-dev ca-certificates)
+    packages+=(bpftool conntrack nftables iptables openssl gcc libc6-dev ca-certificates)
     extra="[dev]"
 fi
 
 install_packages() {
     command -v dpkg-query >/dev/null ||
-        die "this is not Debian: install Python 3.11, BCC for it, libbpf, kernel headers, iproute2, ethtool, conntrack, nftables and iptables, then make .venv by hand (see README.md)"
+        die "this is not Debian: install Python 3.11, BCC for it, libbpf, iproute2 and kernel headers, then make .venv by hand, with --system-site-packages"
     packages+=("linux-headers-$(dpkg --print-architecture)")
     local installed missing=() package
     installed=" $(dpkg-query -W -f '${db:Status-Abbrev}${Package} ' 2>/dev/null | sed 's/ii  */ /g') "

@@ -1,0 +1,169 @@
+"""Services with selectors: pods come and go, the EndpointSlice controller works, the client sees the outcome."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from kube_world import DNS, PORTS
+
+from kproxy_ebpf.lab.control_plane import object_path
+from kproxy_ebpf.lab.traffic import Load, ask, echo, opened, read_answer
+from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.model.services import Protocol
+
+FOREIGN = {"service.kubernetes.io/service-proxy-name": "another"}
+
+
+def names(pods):
+    return {pod.name for pod in pods}
+
+
+def test_connections_reach_the_pods_on_both_nodes(world, family):
+    app = f"spread{family}"
+    pods = [*world.pods(app, 2), world.pod(app, node="node2")]
+    service = world.service(app)
+    service.wait_for(names(pods), family)
+    answer = ask(world.client, service.vip(family), 80)
+    assert answer.client == world.client.address(family)
+
+
+def test_every_port_of_a_service_works(world, family):
+    pod = world.pod(f"ports{family}")
+    service = world.service(f"ports{family}")
+    service.wait_for(names([pod]), family)
+    assert service.ask(family, 53, Protocol.UDP) == pod.name
+    with pytest.raises(ConnectionRefusedError):
+        service.ask(family, 81)
+
+
+def test_a_named_port_is_the_number_that_each_pod_gives_it(world, family):
+    app = f"named{family}"
+    pods = [world.pod(app, web=8080), world.pod(app, web=9090)]
+    world.service(app).wait_for(names(pods), family)
+
+
+def test_a_service_without_pods_refuses_until_one_comes(world, family):
+    service = world.service(f"late{family}")
+    service.wait_for([], family)
+    pod = world.pod(f"late{family}")
+    service.wait_for(names([pod]), family)
+
+
+def test_pods_come_and_go_without_a_failed_connection(world, family):
+    app = f"rolling{family}"
+    pods = world.pods(app, 2)
+    service = world.service(app)
+    service.wait_for(names(pods), family)
+    load = Load(world.client, service.vip(family), 80)
+    for _ in range(3):
+        pods.append(world.pod(app))
+        service.wait_for(names(pods), family)
+        leaver = pods.pop(0)
+        world.delete(leaver)
+        service.wait_for(names(pods), family)
+        world.end(leaver)
+    load.stop()
+    assert not load.failures
+    assert set(load.answers) >= names(pods)
+
+
+def test_a_pod_that_is_not_ready_gets_no_new_connections(world):
+    pods = world.pods("probe", 2)
+    service = world.service("probe")
+    service.wait_for(names(pods))
+    world.set_ready(pods[0], False)
+    service.wait_for(names(pods[1:]))
+    world.set_ready(pods[0], True)
+    service.wait_for(names(pods))
+
+
+def test_a_terminating_pod_keeps_its_connections_until_it_is_gone(world, family):
+    app = f"grace{family}"
+    leaver, stayer = world.pods(app, 2)
+    service = world.service(app)
+    service.wait_for(names([leaver, stayer]), family)
+
+    handle, server = None, ""
+    while server != leaver.name:
+        if handle is not None:
+            handle.__exit__(None, None, None)
+        handle = opened(world.client, service.vip(family), 80)
+        connection = handle.__enter__()
+        server = read_answer(connection, 0).server
+
+    world.delete(leaver, grace_seconds=60)
+    service.wait_for(names([stayer]), family)
+    echo(connection, b"still here")
+
+    world.delete(leaver)
+    until(lambda: _is_reset(connection), "a RST from the datapath")
+    handle.__exit__(None, None, None)
+
+
+def _is_reset(connection: socket.socket) -> bool:
+    try:
+        echo(connection, b"?")
+    except ConnectionResetError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("labels", "spec"),
+    [
+        ({}, {"clusterIP": "None"}),
+        (FOREIGN, {}),
+        ({}, {"type": "ExternalName", "externalName": "example.test", "selector": None, "ipFamilyPolicy": None}),
+    ],
+    ids=["headless", "another proxy's", "ExternalName"],
+)
+def test_what_is_not_ours_is_skipped(world, labels, spec):
+    skipped = world.service("skipped", labels=labels, **spec)
+    served = world.service("skipped")
+    until(lambda: f"default/{served.name}" in world.served(), "the later Service to be served")
+    assert f"default/{skipped.name}" not in world.served()
+
+
+def test_a_service_that_another_proxy_takes_over_is_let_go(world):
+    pod = world.pod("handover")
+    service = world.service("handover")
+    service.wait_for(names([pod]))
+    world.control.api("PATCH", object_path("Service", service.name), {"metadata": {"labels": FOREIGN}})
+    until(lambda: f"default/{service.name}" not in world.served(), "the Service to leave the tables")
+
+
+def test_a_deleted_service_stops_answering(world, family):
+    pod = world.pod(f"deleted{family}")
+    service = world.service(f"deleted{family}")
+    service.wait_for(names([pod]), family)
+    world.control.api("DELETE", object_path("Service", service.name))
+    until(lambda: _is_unreachable(service, family), "the VIP to be nobody's")
+
+
+def _is_unreachable(service, family) -> bool:
+    try:
+        service.ask(family)
+    except OSError as error:
+        return "unreachable" in str(error) or "No route" in str(error)
+    return False
+
+
+def test_several_slices_that_somebody_wrote_by_hand(world):
+    pods = world.pods("handmade", 2)
+    service = world.service("nobody", [PORTS[1] | {"targetPort": DNS}], selector=None)
+    for pod in pods:
+        world.control.api("POST", object_path("EndpointSlice"), _slice(service.name, pod))
+    until(
+        lambda: {service.ask(4, 53, Protocol.UDP) for _ in range(30)} == names(pods),
+        "both slices to be in force",
+    )
+
+
+def _slice(service, pod):
+    return {
+        "metadata": {"name": f"{service}-{pod.name}", "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"name": "dns", "port": DNS, "protocol": "UDP"}],
+        "endpoints": [{"addresses": [pod.ip4], "conditions": {"ready": True}}],
+    }
