@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from kproxy_ebpf.datapath.bpf import Link
 from kproxy_ebpf.datapath.build import FAMILIES
@@ -94,6 +95,12 @@ class Attacher:
     def close(self) -> None:
         self._close_programs()
         self._clsact.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _attach_tcx(self, ifindex: int) -> None:
         for name, family in _ORDER:

@@ -22,7 +22,7 @@ Struct = TypeVar("Struct", bound=ctypes.Structure)
 
 NO_EXIST = 1  # an update's flag: fail with EEXIST where the key is there
 
-PERCPU_ARRAY, LRU_HASH = 6, 9  # enum bpf_map_type
+ARRAY, PERCPU_ARRAY, LRU_HASH = 2, 6, 9  # enum bpf_map_type
 _ENOTSUPP = 524  # the kernel's own; no errno of user space
 _NO_BATCHES = {errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP}
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from kproxy_ebpf.errors import BusyError, NodeError, PermissionDeniedError
 
@@ -73,13 +73,11 @@ class NodeLock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> NodeLock:
+    def __enter__(self) -> Self:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

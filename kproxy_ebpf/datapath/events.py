@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
+from typing import Self
 
 from kproxy_ebpf.datapath.contract import Direction, Event, EventsLevel, Verdict, address_bytes
 from kproxy_ebpf.datapath.generation import Generation
@@ -77,7 +77,7 @@ class EventStream:
         self._on_sample = SAMPLE_CALLBACK(self._take)  # libbpf keeps a pointer to it
         self._ring: int | None = None
 
-    async def __aenter__(self) -> EventStream:
+    async def __aenter__(self) -> Self:
         self._map = self._generation.map("events")
         self._ring = library().ring_buffer__new(self._map.fd, self._on_sample, None, None)
         if not self._ring:
@@ -89,9 +89,7 @@ class EventStream:
         set_events_level(self._generation, self._level)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with suppress(OSError):  # the generation may have been replaced meanwhile
             set_events_level(self._generation, EventsLevel.OFF)
         asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kproxy_ebpf.datapath import bpffs
-from kproxy_ebpf.datapath.bpf import NO_EXIST, Map, Program
+from kproxy_ebpf.datapath.bpf import ARRAY, NO_EXIST, Map, Program
 from kproxy_ebpf.datapath.build import FAMILIES, Built, build
 from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SERVICE_TABLES, SHARED_MAPS, pinned_name
 from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
@@ -35,8 +35,8 @@ class Generation:
     """
 
     path: Path
-    ready: bool = True
-    fresh: frozenset[str] = frozenset()
+    ready: bool = field(default=True, compare=False)
+    fresh: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def digest(self) -> str:
@@ -151,7 +151,7 @@ def _carry_over(built: Built, previous: Path, folder: Path) -> bool:
 def _copy(source: Path, target: Path) -> None:
     with Map.open(source) as old, Map.open(target) as new:
         for keys, values in old.chunks():
-            if any(values):  # arrays are mostly empty
+            if old.info.type != ARRAY or any(values):  # arrays are mostly empty
                 new.update_batch(keys, values)
 
 

@@ -189,10 +189,11 @@ class PodLinks:
         self.attached[ifindex] = name
 
     async def _detach(self, ifindex: int) -> None:
-        name = self.attached.pop(ifindex, "")
+        name = self.attached.get(ifindex, "")
         try:
             await asyncio.to_thread(self._attacher.detach, ifindex)
         except OSError as error:
             log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
         else:
+            self.attached.pop(ifindex, None)
             log.info("programs taken off", link=name, ifindex=ifindex)
