@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from kproxy_ebpf.observe.state import DEFAULT_BPFFS
 
-DEFAULT_BPFFS = Path("/sys/fs/bpf")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:

@@ -1,7 +1,7 @@
 """What the daemon leaves on disk for the commands and for its next start: its status and the last good settings.
 
-The maps hold numbers only; names of Services, refused objects and their reasons come from the status. One folder per
-bpffs mount below STATE_ROOT, so that the nodes of a lab keep apart.
+The maps hold numbers only; names of Services, refused objects and their reasons come from the status. Each bpffs mount
+has a folder of its own, so that the nodes of a lab keep apart.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+DEFAULT_BPFFS = Path("/sys/fs/bpf")
 STATE_ROOT = Path("/run/kproxy-ebpf")
 
 
-def state_dir(bpffs: Path, root: Path = STATE_ROOT) -> Path:
-    """The folder for the daemon that pins below `bpffs`: /sys/fs/bpf → ROOT/sys-fs-bpf."""
-    return root / "-".join(bpffs.absolute().parts[1:])
+def state_dir(bpffs: Path) -> Path:
+    """The folder for the daemon that pins below `bpffs`: in /run, or beside a bpffs that is not the usual one."""
+    bpffs = bpffs.absolute()
+    return STATE_ROOT / "state" if bpffs == DEFAULT_BPFFS else bpffs.with_name(f"{bpffs.name}.state")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ from kproxy_ebpf.observe.state import is_running, read_json, state_dir, write_js
 
 
 def test_each_bpffs_has_its_own_folder() -> None:
-    assert state_dir(Path("/sys/fs/bpf"), Path("/run/x")) == Path("/run/x/sys-fs-bpf")
+    assert state_dir(Path("/sys/fs/bpf")) == Path("/run/kproxy-ebpf/state")
+    assert state_dir(Path("/lab/node1/bpffs")) == Path("/lab/node1/bpffs.state")
 
 
 def test_content_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:
