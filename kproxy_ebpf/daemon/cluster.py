@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.errors import UsageError
+from kproxy_ebpf.kube.events import About, EventRecorder
 from kproxy_ebpf.kube.source import ConfigMapSource, Source
-from kproxy_ebpf.model.snapshot import Refused
+from kproxy_ebpf.model.snapshot import Kind, Refused
 
 if TYPE_CHECKING:
     from kproxy_ebpf.kube.client import Client
+
+API_VERSIONS = {Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +24,21 @@ class Cluster:
     """The API server, or a folder of manifests, which has neither ConfigMaps nor Events."""
 
     source: Source
+    node_name: str
     config_map: ConfigMapSource | None = None
+    recorder: EventRecorder | None = None
 
     def warn_settings(self, sentence: str) -> None:
         """Tell whoever looks at the node's Events that its settings are refused."""
+        if self.recorder is not None:
+            self.recorder.record(About("Node", self.node_name), "SettingsRefused", sentence)
 
     def warn_refused(self, refused: Refused) -> None:
         """Tell whoever looks at the object's Events that it is refused."""
+        if self.recorder is not None:
+            ref = refused.ref
+            version = API_VERSIONS.get(ref.kind, "v1")
+            self.recorder.record(About(ref.kind, ref.name, ref.namespace, ref.uid, version), "Refused", refused.reason)
 
 
 @asynccontextmanager
@@ -36,7 +47,7 @@ async def connected(options: Options) -> AsyncIterator[Cluster]:
     if options.manifests is not None:
         from kproxy_ebpf.kube.manifests import ManifestSource
 
-        yield Cluster(ManifestSource(options.manifests, options.node_name, options.proxy_name))
+        yield Cluster(ManifestSource(options.manifests, options.node_name, options.proxy_name), options.node_name)
         return
     from kproxy_ebpf.kube.client import Client
     from kproxy_ebpf.kube.source import ApiSource
@@ -44,7 +55,8 @@ async def connected(options: Options) -> AsyncIterator[Cluster]:
     client = await (Client.from_kubeconfig(options.kubeconfig) if options.kubeconfig else Client.in_cluster())
     try:
         source = ApiSource(client, options.node_name, options.proxy_name)
-        yield Cluster(source, _config_map(client, options.config_map))
+        recorder = EventRecorder(client, options.node_name)
+        yield Cluster(source, options.node_name, _config_map(client, options.config_map), recorder)
     finally:
         await client.aclose()
 

@@ -84,6 +84,8 @@ class Daemon:
     async def _settle(self, cluster: Cluster, start_part: Start) -> None:
         """Read the settings and follow them from now on."""
         self.keeper.listen(Reporter(self.folder / "settings.json", self.metrics, self.health, cluster.warn_settings))
+        if cluster.recorder is not None:
+            start_part("Kubernetes Events", cluster.recorder.run())
         answered: asyncio.Event | None = None
         if cluster.config_map is not None:
             answered = asyncio.Event()
