@@ -18,7 +18,8 @@ from typing import Self
 from kproxy_ebpf.lab import netns, registry
 from kproxy_ebpf.lab.netns import Namespace
 
-# Addresses are usable at once: nobody else is here whom they could duplicate.
+# No router speaks, and nobody is here whom an address could duplicate. Each is added with nodad too: without, it is
+# tentative (bind refuses it) until the kernel has noticed that its new link is up.
 QUICK = {
     "ipv6/conf/all/accept_dad": "0",
     "ipv6/conf/default/accept_dad": "0",
@@ -83,7 +84,7 @@ class Node(Namespace):
         self.ip(
             "link set lo up",
             f"addr add {self.ip4}/24 dev eth0",
-            f"addr add {self.ip6}/64 dev eth0",
+            f"addr add {self.ip6}/64 nodad dev eth0",
             "link set eth0 up",
             f"route add default via {OUTSIDE4}",
             f"route add ::/0 via {OUTSIDE6}",
@@ -115,7 +116,7 @@ class Node(Namespace):
         return (
             "link add cni0 type bridge forward_delay 0 mcast_snooping 0",
             f"addr add {self.pod_cidr4[1]}/{self.pod_cidr4.prefixlen} dev cni0",
-            f"addr add {self.pod_cidr6[1]}/{self.pod_cidr6.prefixlen} dev cni0",
+            f"addr add {self.pod_cidr6[1]}/{self.pod_cidr6.prefixlen} nodad dev cni0",
             "link set cni0 up",
         )
 
@@ -134,13 +135,13 @@ class Node(Namespace):
         if self.cni is Cni.BRIDGE:
             return (
                 f"addr add {pod.ip4}/{self.pod_cidr4.prefixlen} dev eth0",
-                f"addr add {pod.ip6}/{self.pod_cidr6.prefixlen} dev eth0",
+                f"addr add {pod.ip6}/{self.pod_cidr6.prefixlen} nodad dev eth0",
                 f"route add default via {self.pod_cidr4[1]}",
                 f"route add ::/0 via {self.pod_cidr6[1]}",
             )
         return (
             f"addr add {pod.ip4}/32 dev eth0",
-            f"addr add {pod.ip6}/128 dev eth0",
+            f"addr add {pod.ip6}/128 nodad dev eth0",
             f"route add {GATEWAY4} dev eth0 scope link",
             f"route add default via {GATEWAY4} dev eth0",
             f"route add ::/0 via {GATEWAY6} dev eth0",
@@ -163,7 +164,7 @@ class Lab:
             "link set lo up",
             "link add underlay type bridge forward_delay 0 mcast_snooping 0",
             f"addr add {OUTSIDE4}/24 dev underlay",
-            f"addr add {OUTSIDE6}/64 dev underlay",
+            f"addr add {OUTSIDE6}/64 nodad dev underlay",
             "link set underlay up",
         )
 
