@@ -132,6 +132,7 @@ class RangeAllocator:
 
     def used(self) -> int:
         """How many elements are in use or at rest."""
+        self._wake()
         return self.capacity - sum(self._count_at.values())
 
     def _wake(self) -> None:

@@ -19,6 +19,8 @@ Target = tuple[bytes, int]
 
 Endpoints = dict[Target, Endpoint]
 
+_READY, _LOCAL = int(BackendFlags.READY), int(BackendFlags.LOCAL)
+
 
 class Rule(StrEnum):
     """Why a frontend leads to the endpoints it leads to, in words for `explain`."""
@@ -98,8 +100,8 @@ def backend_flags(endpoint: Endpoint, node_name: str) -> int:
     """What the tables remember of an endpoint's condition. A terminating endpoint counts as not ready, even where
     publishNotReadyAddresses says ready: when it disappears its pod is gone.
     """
-    flags = BackendFlags.LOCAL.value if is_local(endpoint, node_name) else 0
-    return flags | BackendFlags.READY.value if endpoint.ready and not endpoint.terminating else flags
+    flags = _LOCAL if is_local(endpoint, node_name) else 0
+    return flags | _READY if endpoint.ready and not endpoint.terminating else flags
 
 
 def is_local(endpoint: Endpoint, node_name: str) -> bool:

@@ -9,6 +9,8 @@ from kproxy_ebpf.model.tables import Backend, BackendState
 from kproxy_ebpf.plan.endpoints import Target
 
 EPOCH_LIMIT = 1 << 32
+GROWTH = 1024
+"""Rows that the columns grow ahead of need."""
 
 
 class Backends:
@@ -60,8 +62,8 @@ class Backends:
         }
 
     def _grow(self, count: int) -> None:
-        missing = count - len(self._ports)
-        if missing > 0:
+        if count > len(self._ports):
+            missing = count + GROWTH - len(self._ports)
             self._addresses.extend(bytes(missing * self._width))
             self._states.extend(bytes(missing))
             self._flags.extend(bytes(missing))
@@ -81,5 +83,5 @@ class Slots:
     def write(self, base: int, ids: Sequence[int]) -> None:
         missing = base + len(ids) - len(self._ids)
         if missing > 0:
-            self._ids.frombytes(bytes(missing * self._ids.itemsize))
+            self._ids.frombytes(bytes((missing + GROWTH) * self._ids.itemsize))
         self._ids[base : base + len(ids)] = array("I", ids)

@@ -31,6 +31,8 @@ from kproxy_ebpf.plan.stage import Loan, Stage
 
 BACKEND_REST_SECONDS = 120.0
 
+_USABLE = int(BackendState.USABLE)
+
 
 class PortChange(NamedTuple):
     """What a port needs: taken from the pools, but not staged yet."""
@@ -171,7 +173,7 @@ class Ports:
                 self._set_condition(number, state, flags)
                 return
             epoch = self._backends[number].epoch
-        backend = Backend(*target, BackendState.USABLE.value, flags, epoch, change.service_id)
+        backend = Backend(*target, _USABLE, flags, epoch, change.service_id)
         self._backends[number] = backend
         self._stage.backend(number, backend)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import Clock
 
@@ -99,6 +99,7 @@ class TestRanges:
         assert ranges.used() == 3
 
     @given(st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.floats(0, 3)), max_size=60))
+    @settings(deadline=None)
     def test_ranges_never_overlap_nor_get_lost(self, steps: list[tuple[int, bool, float]]) -> None:
         clock = Clock()
         ranges = RangeAllocator("slots_v4", 64, clock)

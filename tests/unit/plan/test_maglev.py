@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy_ebpf.model.services import packed
@@ -31,6 +31,7 @@ def test_table_size(count: int, size: int) -> None:
 
 
 @given(st.integers(0, 120))
+@settings(deadline=None)
 def test_shares_differ_by_one_slot_at_most(count: int) -> None:
     table = lookup_table(targets(count))
     shares = Counter(table)

@@ -19,6 +19,7 @@ from kproxy_ebpf.model.services import (
     packed,
 )
 from kproxy_ebpf.model.tables import BackendState, FrontendFlags, FrontendKey
+from kproxy_ebpf.plan.allocate import QUARANTINE_SECONDS
 from kproxy_ebpf.plan.claims import seniority
 from kproxy_ebpf.plan.services import PlanSettings, ServicePlan, plan_service
 from kproxy_ebpf.plan.tables import Tables
@@ -190,6 +191,15 @@ class Cluster:
         assert not self.tables.writes
         assert self.tables.take_disturbed() == set()
 
+    def end(self) -> None:
+        """Without Services everything is free again."""
+        gone = set(self.plans)
+        self.plans.clear()
+        self.sync(gone)
+        self.clock.now += QUARANTINE_SECONDS
+        assert {used for used, _ in self.tables.occupancy().values()} == {0}
+        assert self.maps.contents.frontends == {}
+
     def check(self) -> None:
         """The maps say what the plans say, the older Service first."""
         expected: dict[FrontendKey, tuple[object, ...]] = {}
@@ -220,6 +230,7 @@ def test_the_maps_follow_and_never_point_at_nothing(steps: list[Step], contested
         cluster.sync(set(cluster.plans))
         assert cluster.maps.perform(cluster.tables.writes) == 0
     cluster.restart()
+    cluster.end()
 
 
 @given(st.lists(step_strategy(failing=True), max_size=12))
@@ -229,9 +240,11 @@ def test_failed_writes_are_made_good(steps: list[Step]) -> None:
     for step in steps:
         cluster.do(step)
         cluster.check()
+    cluster.end()
 
 
 @given(st.lists(st.sampled_from(POOL), unique=True, min_size=1).flatmap(st.permutations), st.booleans())
+@settings(deadline=None)
 def test_the_order_of_endpoints_means_nothing(order: list[bytes], maglev: bool) -> None:
     cluster = Cluster(contested=False)
     owner = service()

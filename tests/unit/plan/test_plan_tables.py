@@ -148,6 +148,14 @@ class TestRows:
         world.set(WEB, A, B)
         assert world.maps.row(B) == before
 
+    def test_one_that_came_back_is_not_given_away(self, world: World) -> None:
+        for endpoints in ([A, B], [A], [A, B]):
+            world.set(WEB, *endpoints)
+        world.clock.now += BACKEND_REST_SECONDS
+        world.set(WEB, A, B, C)
+        assert {world.state(each) for each in (A, B, C)} == {USABLE}
+        assert world.addresses() == {A, B, C}
+
     def test_one_that_left_comes_back_not_ready(self, world: World) -> None:
         world.set(WEB, A, B)
         number, _ = world.maps.row(B)
