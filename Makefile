@@ -9,7 +9,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kproxy_ebpf/__init__.
 IMAGE ?= kproxy-ebpf:$(VERSION)
 PYTEST := $(VENV)/pytest --durations=3
 # The steps of `make test`, cheapest first: a slip shows in seconds.
-TEST_STEPS := lint type layers unit bpf e2e cluster
+TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
 .PHONY: help setup setup-dev preflight demo test $(TEST_STEPS) control-plane bench image clean
 
@@ -57,6 +57,9 @@ e2e: preflight setup-dev ## traffic between pods in network namespaces (root)
 
 cluster: preflight setup-dev control-plane ## a real API server feeds the daemon (root)
 	@$(PYTEST) -v tests/cluster
+
+differential: preflight setup-dev control-plane ## the same questions to us and to the real kube-proxy (root)
+	@$(PYTEST) tests/differential
 
 control-plane: setup-dev ## build etcd, kube-apiserver and so on once, into the user's cache
 	@hack/control-plane.sh >/dev/null

@@ -1,0 +1,35 @@
+"""A pod behind us sees what a pod behind the real kube-proxy sees: the same endpoints, the same refusal or silence, and
+at the backend the same source address, or the pod's own where kube-proxy masquerades.
+"""
+
+from __future__ import annotations
+
+import pytest
+from cases import CASES, Ask, Case
+from contenders import OURS, Contenders
+
+from kproxy_ebpf.model.services import Protocol
+
+QUESTIONS = [
+    pytest.param(case, question, id=f"{case.name}-{question.via}-{question.port}")
+    for case in CASES
+    for question in case.asks
+]
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize(("case", "question"), QUESTIONS)
+def test_same_as_kube_proxy(world: Contenders, case: Case, question: Ask, family: int, protocol: Protocol) -> None:
+    seen = world.observe_all(world.made[case.name], question, family, protocol)
+    ours = seen.pop(OURS)
+    for mode in question.alike:
+        theirs = seen[mode]
+        if case.spec.get("sessionAffinity") == "ClientIP":
+            assert len(ours.endpoints) == len(theirs.endpoints) == 1, f"{mode}: one client, one endpoint"
+            continue
+        assert ours.endpoints == theirs.endpoints, mode
+        if question.source:
+            assert (ours.source, theirs.source) == (question.source, "node"), f"{mode}: better here, or no longer?"
+        else:
+            assert ours.source == theirs.source, mode
