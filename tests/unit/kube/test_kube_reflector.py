@@ -184,11 +184,29 @@ async def test_410_starts_over_and_reports_what_vanished(api, watch, how, stream
     assert watched.removed == ["a"]
 
 
-async def test_a_silent_connection_is_given_up(api, watch):
-    watched = await synced(watch(timing=Timing(idle=0.2, healthy=0.0, backoff_base=0.02)), api)
-    await watched.until(lambda: len(api.queries(SERVICES)) >= 2)
-    assert api.queries(SERVICES)[1]["resourceVersion"]
+async def test_a_quiet_watch_is_renewed_without_ado(api, watch):
+    watched = await synced(watch(timing=Timing(idle=0.1, healthy=0.0)), api)
+    await watched.until(lambda: len(api.queries(SERVICES)) >= 3)
+    assert api.queries(SERVICES)[2]["resourceVersion"] == str(api.version)
+    assert watched.reflector.connected
     assert set(watched.state) == {"a", "b"}
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_noticed(api, watch):
+    async def mute(_request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    awake = asyncio.Event()
+    timing = Timing(idle=0.1, answer=0.3, healthy=0.0)
+    watched = await synced(watch(timing=timing, sleep=lambda _: awake.wait()), api)
+    api.answers[SERVICES] = [mute]
+    await watched.until(lambda: watched.reflector.last_error)
+    assert watched.reflector.last_error == "no answer for 0.3 s"
+    assert not watched.reflector.connected
+    assert set(watched.state) == {"a", "b"}
+    awake.set()
+    await watched.until(lambda: watched.reflector.connected and not watched.reflector.last_error)
 
 
 async def test_a_line_of_five_mebibytes_works(api, watch):
@@ -272,7 +290,8 @@ async def test_a_watch_that_always_ends_at_once_is_not_hammered(api, watch, naps
         await response.prepare(request)
         return response
 
+    watched = await synced(watch(sleep=nap, jitter=lambda: 0.5, timing=Timing()), api)
     api.answers[SERVICES] = [empty] * 3
-    watched = watch(sleep=nap, jitter=lambda: 0.5, timing=Timing())
-    await watched.until(lambda: watched.syncs)
+    api.end_watches()
+    await watched.until(lambda: len(api.queries(SERVICES)) == 5 and api.watching(SERVICES))
     assert naps == [0.5, 1, 2]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from fake_api import service
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy_ebpf.kube.addresses import Refusal
@@ -24,6 +24,7 @@ from kproxy_ebpf.kube.stream import (
 SERVICES = services()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(lines=st.lists(st.binary().map(lambda b: b.replace(b"\n", b"")), max_size=20), cuts=st.lists(st.integers(1, 9)))
 def test_lines_are_the_same_wherever_the_pieces_are_cut(lines, cuts):
     rest, pieces = b"".join(line + b"\n" for line in lines), []
