@@ -9,6 +9,7 @@ from pathlib import Path
 from kproxy_ebpf.errors import NodeError
 
 _USR_SRC = Path("/usr/src")
+_MODULES = Path("/lib/modules")
 
 
 def find_headers(usr_src: Path = _USR_SRC) -> tuple[Path, ...]:
@@ -26,7 +27,7 @@ def find_headers(usr_src: Path = _USR_SRC) -> tuple[Path, ...]:
         for own in sorted(usr_src.glob(f"{stem}*")):
             if own != common and (own / "include/generated").is_dir():
                 return common, own
-    built = Path(f"/lib/modules/{os.uname().release}/build")
+    built = _MODULES / os.uname().release / "build"
     if (built / "include/generated").is_dir():
         return (built,)
     package = f"linux-headers-{ {'x86_64': 'amd64', 'aarch64': 'arm64'}.get(os.uname().machine, os.uname().machine) }"

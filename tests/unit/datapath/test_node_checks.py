@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kproxy_ebpf.datapath import node
+from kproxy_ebpf.errors import NodeError
+
+
+def test_this_node() -> None:
+    checks = {check.name: check for check in node.check_node()}
+    assert all(check.detail for check in checks.values())
+    assert all(check.ok for check in checks.values() if check.required)
+    assert list(checks)[:2] == ["root", "kernel"]
+
+
+def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert not {check.name: check.ok for check in node.check_node()}["root"]
+
+
+@pytest.mark.parametrize(
+    ("release", "kernel", "tcx"),
+    [
+        ("5.9.1-generic", False, False),
+        ("5.10.0-21-amd64", True, False),
+        ("6.6.3", True, True),
+        ("10.0-rc1", True, True),
+    ],
+)
+def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, kernel: bool, tcx: bool) -> None:
+    version = node.kernel_version(release)
+    monkeypatch.setattr(node, "kernel_version", lambda: version)
+    checks = {check.name: check for check in node.check_node()}
+    assert (checks["kernel"].ok, checks["tcx"].ok) == (kernel, tcx)
+    assert not checks["tcx"].required
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_headers() -> tuple[Path, ...]:
+        raise NodeError("no kernel headers: apt install linux-headers-amd64")
+
+    monkeypatch.setattr(node, "find_headers", no_headers)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setenv("KPROXY_BPF_SOURCE", str(tmp_path))
+    checks = {check.name: check for check in node.check_node(tmp_path)}
+    assert {name for name, check in checks.items() if not check.ok} >= {"headers", "bcc", "sources", "bpffs"}
+    assert "python3-bpfcc" in checks["bcc"].consequence
+    assert "linux-headers-amd64" in checks["headers"].detail
+    assert not checks["bpffs"].required, "run mounts it"
+
+
+def test_where_cgroup2_is(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("cgroup /a cgroup rw 0 0\ncgroup2 /sys/my\\040groups cgroup2 rw 0 0\n")
+    assert node.cgroup2_mount(mounts) == Path("/sys/my groups")
+    mounts.write_text("proc /proc proc rw 0 0\n")
+    assert node.cgroup2_mount(mounts) is None

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from kproxy_ebpf.datapath.headers import find_headers, merge
+from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
+from kproxy_ebpf.errors import NodeError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "bpf_src"
+    folder.mkdir()
+    (folder / "pod.c").write_text('#include <stddef.h>\n#include "a.h"\n#include "b.h"\nint last = __LINE__;\n')
+    (folder / "a.h").write_text('int a = 1;\n  #  include "b.h"\nint a_last = __LINE__;\n')
+    (folder / "b.h").write_text("int b = __LINE__;\n")
+    return folder
+
+
+def test_quoted_includes_are_spliced_once(folder: Path) -> None:
+    text = read_source(folder, Constants()).text
+    assert text.count("int b") == 1
+    assert text.index("int b") < text.index("int a_last") < text.index("int last")
+    assert "#include <stddef.h>" in text
+    assert not re.search(r'#\s*include\s*"', text)
+
+
+def test_line_numbers_are_those_of_the_files(folder: Path) -> None:
+    source = read_source(folder, Constants())
+    command = ["gcc", "-E", "-P", "-x", "c", "-"]
+    output = subprocess.run(command, input=source.text, capture_output=True, text=True, check=True).stdout
+    assert [f"{name} = {line};" in output for name, line in (("b", 1), ("a_last", 3), ("last", 4))] == [True] * 3
+    (folder / "b.h").write_text("\nint b = oops;\n")
+    broken = read_source(folder, Constants()).text
+    child = subprocess.run([*command[:1], *command[3:]], input=broken, capture_output=True, text=True, check=False)
+    assert "bpf_src/b.h:2:" in child.stderr
+
+
+def test_the_digest_names_text_and_constants(folder: Path) -> None:
+    source = read_source(folder, Constants())
+    assert source.digest == read_source(folder, Constants()).digest
+    assert re.fullmatch(r"[0-9a-f]{16}", source.digest), "bpffs allows no dots"
+    digests = {source.digest, replace(source, text="").digest}
+    for number, field in enumerate(fields(Constants)):
+        digests.add(replace(source, constants=replace(Constants(), **{field.name: 1000 + number})).digest)
+    assert len(digests) == 2 + len(fields(Constants))
+
+
+@pytest.mark.parametrize(("family", "words"), [(4, 1), (6, 4)])
+def test_constants_stand_before_the_text(family: int, words: int) -> None:
+    text = Source("rest", Constants(flows_max=7)).for_family(family, Path("/pins/maps"))
+    *defines, last = text.splitlines()
+    assert last == "rest"
+    values = dict(line.removeprefix("#define ").split(" ", 1) for line in defines)
+    assert values["ADDRESS_WORDS"] == str(words)
+    assert values["IP_FAMILY"] == str(family)
+    assert (values["FAMILY_SUFFIX"], values["PIN_DIR"]) == (f'"_v{family}"', '"/pins/maps"')
+    assert values["FLOWS_MAX"] == "7"
+
+
+def test_every_constant_is_used_by_the_sources() -> None:
+    text = read_source(source_folder(), Constants()).text
+    for name in (*(field.name.upper() for field in fields(Constants)), "IP_FAMILY", "ADDRESS_WORDS"):
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_where_the_sources_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (source_folder() / "maps.h").exists()
+    monkeypatch.setenv("KPROXY_BPF_SOURCE", str(folder))
+    assert source_folder() == folder
+    monkeypatch.setenv("KPROXY_BPF_SOURCE", "/nowhere")
+    with pytest.raises(NodeError, match="/nowhere"):
+        source_folder()
+
+
+# Headers
+
+
+@pytest.fixture
+def usr_src(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
+    for version in ("6.1.0-9", "6.1.0-10"):
+        for flavour, names in (("common", ("include/linux", "arch/x86")), ("amd64", ("include/generated", "arch"))):
+            for name in names:
+                (tmp_path / f"linux-headers-{version}-{flavour}" / name).mkdir(parents=True)
+                (tmp_path / f"linux-headers-{version}-{flavour}" / name / f"{flavour}.h").write_text(version)
+    return tmp_path
+
+
+def test_debian_splits_headers_in_two(usr_src: Path) -> None:
+    common, own = find_headers(usr_src)
+    assert (common.name, own.name) == ("linux-headers-6.1.0-10-common", "linux-headers-6.1.0-10-amd64")
+
+
+def test_merged_headers_show_both(usr_src: Path) -> None:
+    merged = usr_src / "merged"
+    merge(find_headers(usr_src), merged)
+    for path in ("include/linux/common.h", "include/generated/amd64.h", "arch/x86/common.h", "arch/amd64.h"):
+        assert (merged / path).read_text() == "6.1.0-10", path
+    assert (merged / "include/linux").is_symlink()
+
+
+def test_one_tree_may_be_named(usr_src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = usr_src / "linux-headers-6.1.0-9-common"
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tree))
+    assert find_headers(usr_src) == (tree,)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(usr_src))
+    with pytest.raises(NodeError, match="include/linux is missing"):
+        find_headers(usr_src)
+
+
+def test_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
+    monkeypatch.setattr("kproxy_ebpf.datapath.headers._MODULES", tmp_path)
+    with pytest.raises(NodeError, match="apt install linux-headers-"):
+        find_headers(tmp_path)
