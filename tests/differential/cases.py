@@ -145,7 +145,7 @@ CASES = (
     Case(
         "ip-mode-vip", (ALL,), spec={"type": "LoadBalancer"}, ip_mode="VIP", asks=(Ask("load-balancer", source=KEPT),)
     ),
-    # The nftables mode drops what no Service has in the Service CIDR; we leave it to the node, as the iptables mode does.
+    # The nftables mode drops what no Service has in the Service CIDR; we leave it to the node, as iptables does.
     Case(
         "another-proxy",
         (ALL,),
