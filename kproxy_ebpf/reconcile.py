@@ -64,7 +64,7 @@ class Observer:
     """Told what happens, for logs, metrics and health. This one ignores it."""
 
     def queued(self) -> None:
-        """Some Service is dirty."""
+        """Some Service is dirty, and nothing but us keeps it so: every kind has synced."""
 
     def synced(self, sync: Sync) -> None:
         """A batch is in the maps."""
@@ -147,7 +147,11 @@ class Reconciler:
 
     @property
     def queued_since(self) -> float | None:
-        """When the oldest change that is not in the maps came (by `clock`). Services that do not fit do not count."""
+        """When the oldest change that is not in the maps came (by `clock`). Services that do not fit do not count, nor
+        does anything before every kind has synced.
+        """
+        if not self._started:
+            return None
         waiting = list(self._failed.values())
         if self._dirty:
             waiting.append(next(iter(self._dirty.values())))
@@ -202,6 +206,7 @@ class Reconciler:
         since = self._clock()
         names = [service.key for service in sorted(services, key=lambda each: seniority(each.created, each.key))]
         self._dirty = OrderedDict((name, since) for name in [*names, *self._dirty])
+        self._observer.queued()
 
     def _step(self) -> None:
         """Plan as many Services as the time for one batch allows, and write them."""
@@ -299,7 +304,7 @@ class Reconciler:
             self._dirty.setdefault(name, now)
 
     def _rouse(self) -> None:
-        if self._dirty:
+        if self._dirty and self._started:
             self._observer.queued()
         self._wake.set()
 

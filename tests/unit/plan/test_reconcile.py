@@ -43,10 +43,14 @@ SYNCED = [Synced(kind) for kind in sorted(WATCHED_KINDS)]
 class Witness(Observer):
     """Writes down what it is told."""
 
+    queues: int = 0
     syncs: list[Sync] = field(default_factory=list)
     errors: list[tuple[int, Exception]] = field(default_factory=list)
     full: list[tuple[ServiceName, str]] = field(default_factory=list)
     bugs: list[tuple[ServiceName, Exception]] = field(default_factory=list)
+
+    def queued(self) -> None:
+        self.queues += 1
 
     def synced(self, sync: Sync) -> None:
         self.syncs.append(sync)
@@ -130,11 +134,14 @@ async def test_nothing_is_written_before_every_kind_has_synced() -> None:
         world.submit(NODE, WEB, slice_of(WEB, A))
         for event in SYNCED:
             await idle(world)
+            assert world.reconciler.queued_since is None
+            assert not world.witness.queues
             assert not world.maps.contents.frontends
             assert not world.reconciler.first_sync_done
             world.reconciler.submit([event])
         await until(lambda: world.reconciler.first_sync_done)
         assert world.targets() == {A}
+        assert world.witness.queues == 1
         assert world.reconciler.last_sync == pytest.approx(time.time(), abs=5)
 
 
