@@ -48,9 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except PermissionError as error:
+        _fail(f"{error}: run as root", os.EX_NOPERM)
     except BrokenPipeError:  # the reader has seen enough: `flows | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(os.EX_OK)
+    except OSError as error:
+        _fail(str(error), os.EX_OSERR)
     sys.exit(result if isinstance(result, int) else os.EX_OK)
 
 

@@ -15,17 +15,17 @@ import structlog
 import uvloop
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.config import Balancing, Mode, SettingsKeeper, watch_settings_file
+from kproxy_ebpf.config import Balancing, SettingsKeeper, watch_settings_file
 from kproxy_ebpf.daemon.cluster import Cluster, connected
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.gate import Gate
-from kproxy_ebpf.daemon.observer import Reports
+from kproxy_ebpf.daemon.observer import Reports, full_sentence
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.pods import Pods
 from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.bpffs import NodeLock
-from kproxy_ebpf.datapath.links import PodLinks
 from kproxy_ebpf.model.services import text_of
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
@@ -62,7 +62,7 @@ class Daemon:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._synced = asyncio.Event()
         self._reconciler: Reconciler | None = None
-        self._links: PodLinks | None = None
+        self._pods: Pods | None = None
 
     async def run(self) -> None:
         """Until cancelled. Raises KproxyError when a part can't start or dies."""
@@ -101,7 +101,6 @@ class Daemon:
     async def _serve(self, cluster: Cluster, datapath: Datapath, start_part: Start) -> None:
         """Fill the tables, attach the programs. Tables that hold nothing yet are filled first."""
         reports = Reports(self.metrics, self.health, self._changed, cluster.warn_refused)
-        self.metrics.registry.register(DatapathCollector(datapath.reading))
         reconciler = self._reconciler = Reconciler(
             Snapshot(),
             datapath.tables(),
@@ -110,46 +109,39 @@ class Daemon:
             self._plan_settings,
             observer=reports,
         )
-        links = self._links = PodLinks(datapath.attacher, self._admits, on_failed=self.metrics.attach_failures.inc)
-        gate = Gate(partial(self._submit, reconciler, reports), is_open=self._is_on)
-        self.keeper.listen(partial(self._settings_changed, reconciler, links, gate))
-        if datapath.is_ready:
-            await datapath.take_over()
-            start_part("links", links.run())
+        pods = self._pods = Pods(datapath, self.keeper, self.metrics, self.health, self._changed)
+        gate = Gate(partial(self._submit, reconciler, reports), is_open=pods.is_on)
+        self.keeper.listen(lambda _: self._settings_changed(reconciler, gate, pods))
+        self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
         start_part("reconciler", reconciler.run())
         start_part("source", cluster.source.run(gate.feed))
         if not datapath.is_ready:
             await self._synced.wait()
-            await datapath.take_over()
-            start_part("links", links.run())
-        await asyncio.gather(self._synced.wait(), links.ready.wait())
+        await datapath.take_over()
+        start_part("links", pods.links.run())
+        start_part("drain", pods.drain())
+        start_part("guard", pods.guard(self.options.sync_period))
+        await asyncio.gather(self._synced.wait(), pods.links.ready.wait())
         self.health.synced = True
-        log.info("in force", services=len(reconciler.snapshot.services), links=len(links.attached))
+        log.info("in force", services=len(reconciler.snapshot.services), links=len(pods.links.attached))
 
     def _submit(self, reconciler: Reconciler, reports: Reports, events: Sequence[Event]) -> None:
         reconciler.submit(events)
         reports.events(events, reconciler.snapshot)
         self._changed()
 
-    def _settings_changed(self, reconciler: Reconciler, links: PodLinks, gate: Gate, _: SettingsKeeper) -> None:
+    def _settings_changed(self, reconciler: Reconciler, gate: Gate, pods: Pods) -> None:
         reconciler.update_settings(self._plan_settings)
-        gate.set(self._is_on)
-        links.reconsider()
+        gate.set(pods.is_on)
         self._changed()
 
     def _changed(self) -> None:
         self.status.touch()
-        reconciler = self._reconciler
-        if reconciler is not None and reconciler.first_sync_done:
-            self._synced.set()
-
-    def _admits(self, link: str) -> bool:
-        return self._is_on and self.keeper.current.is_pod_interface(link)
-
-    @property
-    def _is_on(self) -> bool:
-        return self.keeper.current.mode is not Mode.OFF
+        if self._reconciler is not None:
+            self.health.problem("tables", full_sentence(self._reconciler.full_tables))
+            if self._reconciler.first_sync_done:
+                self._synced.set()
 
     @property
     def _plan_settings(self) -> PlanSettings:
@@ -157,10 +149,9 @@ class Daemon:
 
     def _describe(self) -> dict[str, Any]:
         """What the status file says."""
-        reconciler, links = self._reconciler, self._links
-        if reconciler is None or links is None:
+        reconciler, pods = self._reconciler, self._pods
+        if reconciler is None or pods is None:
             return {}
-        self.metrics.attached_links.set(len(links.attached))
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -169,7 +160,7 @@ class Daemon:
             "health_address": self.options.health_address,
             "settings": self.keeper.current.plain(),
             "synced": reconciler.first_sync_done,
-            "links": sorted(links.attached.values()),
+            "links": sorted(pods.links.attached.values()),
             "refused": [
                 {"object": str(refused.ref), "reason": refused.reason}
                 for refused in reconciler.snapshot.refused.values()

@@ -10,8 +10,12 @@ import structlog
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.contract import FlowState
+from kproxy_ebpf.datapath.flows import FlowRecord, read_flows
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps
+from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
 from kproxy_ebpf.observe.metrics import DatapathReading
 from kproxy_ebpf.plan.tables import Capacities, Tables
@@ -73,9 +77,32 @@ class Datapath:
         verdicts = {verdict.name.lower(): count for verdict, count in self._counters.read().items()}
         return DatapathReading(verdicts, self._occupancy.read())
 
+    def has_live_flows(self) -> bool:
+        """Whether any connection still needs the programs."""
+        return any(is_live(flow) for family in FAMILIES for flow in read_flows(self.generation, family))
+
+    def require_pins(self) -> None:
+        """Raises NodeError where somebody removed what is pinned."""
+        if not (self.generation.is_current and self.generation.is_complete):
+            raise NodeError(f"pins are missing in {self.generation.path}: the next start builds them anew")
+
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
         self._counters.close()
         for maps in self._maps.values():
             maps.close()
+
+
+TCP_SECONDS = 432_000
+CLOSING_SECONDS = 3_600
+OTHER_SECONDS = 210
+
+
+def is_live(flow: FlowRecord) -> bool:
+    """Whether a packet of this flow may still come. Not before the programs' own time-outs, which are no longer."""
+    if flow.state is FlowState.CLOSED:
+        return False
+    if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
+        return flow.idle_seconds <= OTHER_SECONDS
+    return flow.idle_seconds <= (CLOSING_SECONDS if flow.state is FlowState.CLOSING else TCP_SECONDS)

@@ -90,11 +90,6 @@ class Reports(Observer):
         self.metrics.sync_failures.inc()
         log.error("a Service can't be planned, it stays as it is", service=str(name), error=repr(error), exc_info=error)
 
-    def full_tables(self, tables: Counter[str]) -> None:
-        """Show which tables have no room for how many Services."""
-        sentence = "; ".join(f"table {table} has no room for {count} Services" for table, count in tables.items())
-        self.health.problem("tables", sentence or None)
-
     def _refused(self, snapshot: Snapshot) -> None:
         counts = Counter(kind for kind, _, _ in snapshot.refused)
         for kind in Kind:
@@ -102,6 +97,12 @@ class Reports(Observer):
         named = [f"{refused.ref}: {refused.reason}" for refused in islice(snapshot.refused.values(), NAMED_IN_HEALTH)]
         sentence = f"{len(snapshot.refused)} refused, such as {'; '.join(named)}" if named else None
         self.health.problem("refused", sentence)
+
+
+def full_sentence(tables: Counter[str]) -> str | None:
+    """Which tables have no room for how many Services; None where all fit."""
+    full = [f"table {table} has no room for {count} Services" for table, count in sorted(tables.items())]
+    return "; ".join(full) or None
 
 
 def write_counts(writes: TableWrites) -> dict[str, int]:

@@ -1,0 +1,88 @@
+"""Which links carry the programs: all pods' links; in mode off, until the last flow has ended, and then none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from kproxy_ebpf.config import Mode, SettingsKeeper
+from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.datapath.links import PodLinks
+from kproxy_ebpf.observe.health import Health
+from kproxy_ebpf.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+DRAIN_SECONDS = 5.0
+
+
+class Pods:
+    """`run` attaches and detaches, `drain` waits for flows to end in mode off, `guard` looks after what is there."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        keeper: SettingsKeeper,
+        metrics: Metrics,
+        health: Health,
+        changed: Callable[[], None],
+    ) -> None:
+        self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
+        self._failures = metrics.attach_failures
+        self._drained = not self.is_on and not datapath.has_live_flows()
+        self._switched = asyncio.Event()
+        self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed)
+        metrics.attached_links.set_function(lambda: len(self.links.attached))
+        keeper.listen(self._on_settings)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether new connections are translated."""
+        return self._keeper.current.mode is not Mode.OFF
+
+    async def drain(self) -> None:
+        """In mode off, take the programs off as soon as no flow needs them; for ever."""
+        while True:
+            if not self.is_on and not self._drained and not await asyncio.to_thread(self._datapath.has_live_flows):
+                self._drained = True
+                self.links.reconsider()
+                log.info("mode off: the last flow has ended, programs are taken off")
+            self._switched.clear()
+            try:
+                async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):
+                    await self._switched.wait()
+            except TimeoutError:
+                continue
+
+    async def guard(self, period_seconds: float) -> None:
+        """Put back programs that somebody took off a link. Raises NodeError when pins are missing: the next start
+        builds them anew.
+        """
+        while True:
+            await asyncio.sleep(period_seconds)
+            await asyncio.to_thread(self._datapath.require_pins)
+            self.links.reconsider()
+
+    def admits(self, link: str) -> bool:
+        return not self._drained and self._keeper.current.is_pod_interface(link)
+
+    def _on_settings(self, _: SettingsKeeper) -> None:
+        if self.is_on:
+            self._drained = False
+        self._switched.set()
+        self.links.reconsider()
+
+    def _on_attached(self, _: float) -> None:
+        self._tell_failures()
+
+    def _on_failed(self) -> None:
+        self._failures.inc()
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        failed = self.links.failed
+        sentence = f"{len(failed)} links without programs, such as: {next(iter(failed.values()))}" if failed else None
+        self._health.problem("links", sentence)
+        self._changed()

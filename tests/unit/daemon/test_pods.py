@@ -1,0 +1,117 @@
+"""Which links the programs are for, as the mode changes and flows end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kproxy_ebpf.config import SettingsKeeper, parse_settings
+from kproxy_ebpf.daemon import pods
+from kproxy_ebpf.daemon.datapath import is_live
+from kproxy_ebpf.daemon.pods import Pods
+from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState
+from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.observe.health import Health
+from kproxy_ebpf.observe.metrics import Metrics
+
+
+class FakeDatapath:
+    attacher: Any = None
+    live_flows = True
+    pins = True
+
+    def has_live_flows(self) -> bool:
+        return self.live_flows
+
+    def require_pins(self) -> None:
+        if not self.pins:
+            raise NodeError("pins are missing")
+
+
+@pytest.fixture
+def datapath() -> FakeDatapath:
+    return FakeDatapath()
+
+
+def pods_with(mode: str, datapath: FakeDatapath) -> tuple[Pods, SettingsKeeper]:
+    keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
+    return Pods(datapath, keeper, Metrics(), Health(60), lambda: None), keeper  # type: ignore[arg-type]
+
+
+async def admitted_becomes(wanted: bool, pods: Pods) -> None:
+    async with asyncio.timeout(5):
+        while pods.admits("vethx") is not wanted:  # noqa: ASYNC110 - drain has no event to wait for
+            await asyncio.sleep(0.01)
+
+
+async def while_draining(pods: Pods, scenario: Callable[[], Any]) -> None:
+    draining = asyncio.create_task(pods.drain())
+    try:
+        await scenario()
+    finally:
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+
+
+def test_pods_links_are_admitted_by_name(datapath: FakeDatapath) -> None:
+    on, _ = pods_with("tc", datapath)
+    assert on.admits("vethx")
+    assert not on.admits("eth0")
+
+
+def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: FakeDatapath) -> None:
+    datapath.live_flows = False
+    off, _ = pods_with("off", datapath)
+    assert not off.admits("vethx")
+
+
+async def test_mode_off_keeps_programs_until_the_last_flow_ends(
+    datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods, "DRAIN_SECONDS", 0.01)
+    subject, keeper = pods_with("hybrid", datapath)
+
+    async def scenario() -> None:
+        keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
+        await asyncio.sleep(0.05)  # several looks at flows that live
+        assert subject.admits("vethx")
+        datapath.live_flows = False
+        await admitted_becomes(False, subject)
+        keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "veth*"})
+        assert subject.admits("vethx")
+
+    await while_draining(subject, scenario)
+
+
+async def test_other_patterns_hold_at_once(datapath: FakeDatapath) -> None:
+    subject, keeper = pods_with("tc", datapath)
+    keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "cali*"})
+    assert subject.admits("calix")
+    assert not subject.admits("vethx")
+
+
+async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
+    subject, _ = pods_with("tc", datapath)
+    datapath.pins = False
+    with pytest.raises(NodeError, match="missing"):
+        await subject.guard(0.01)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "state", "idle", "alive"),
+    [
+        (6, FlowState.ESTABLISHED, 400_000, True),
+        (6, FlowState.ESTABLISHED, 500_000, False),
+        (6, FlowState.CLOSED, 0, False),
+        (6, FlowState.CLOSING, 3_700, False),
+        (6, FlowState.NEW, 300, False),
+        (17, FlowState.ESTABLISHED, 100, True),
+        (17, FlowState.ESTABLISHED, 300, False),
+    ],
+)
+def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: int, alive: bool) -> None:
+    way = FlowTuple(b"\1\1\1\1", 1, b"\2\2\2\2", 2, protocol, Direction.FROM_POD)
+    flow = FlowRecord(4, way, way, state, FlowFlags(0), 1, 1, 1, idle_seconds=idle, age_seconds=idle)
+    assert is_live(flow) is alive
