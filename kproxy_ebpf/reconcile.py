@@ -120,7 +120,8 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._dirty: OrderedDict[ServiceName, float] = OrderedDict()  # since when, the oldest first
         self._trigger_times: dict[ServiceName, set[float]] = {}
-        self._full: dict[tuple[int, ServiceName], str] = {}  # table
+        self._full: dict[tuple[int, ServiceName], str] = {}  # the table that has no room for the Service
+        self._full_in_kernel: dict[int, str] = {}  # the table that refused a family's writes
         self._failed: dict[int, float] = {}  # families whose writes are to be repeated, since when
         self._batch = Batch()
         self._started = False
@@ -159,8 +160,8 @@ class Reconciler:
 
     @property
     def full_tables(self) -> Counter[str]:
-        """How many Services do not fit into which table."""
-        return Counter(self._full.values())
+        """How many Services do not fit into which table; a table that refused writes counts as one."""
+        return Counter([*self._full.values(), *self._full_in_kernel.values()])
 
     @property
     def conflicts(self) -> list[Conflict]:
@@ -253,9 +254,12 @@ class Reconciler:
                 self._writer.apply(tables.family, writes)
             except (MapFullError, OSError) as error:
                 self._failed[tables.family] = self._clock()
+                if isinstance(error, MapFullError):
+                    self._full_in_kernel[tables.family] = error.table
                 self._observer.write_failed(tables.family, error)
                 self._retry_later()
             else:
+                self._full_in_kernel.pop(tables.family, None)
                 self._batch.writes[tables.family] = writes
                 tables.commit()
 

@@ -191,10 +191,12 @@ async def test_a_failed_write_is_repeated(error: Exception) -> None:
         world.submit(WEB, slice_of(WEB, A))
         await until(lambda: bool(world.witness.errors))
         assert world.reconciler.queued_since is not None
+        assert dict(world.reconciler.full_tables) == ({"frontends_v4": 1} if isinstance(error, MapFullError) else {})
         world.submit(slice_of(WEB, A, B))
         await until(lambda: world.targets() == {A, B})
         assert len(world.witness.errors) == 3
         await until(lambda: world.reconciler.queued_since is None)
+        assert not world.reconciler.full_tables
 
 
 async def test_a_failure_of_the_first_sync_is_made_good() -> None:
