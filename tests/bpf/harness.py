@@ -23,6 +23,7 @@ from kproxy_ebpf.datapath.contract import (
     layouts,
 )
 from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.libbpf import possible_cpus
 
 NEXT, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -67,7 +68,7 @@ class Datapath:
         self._slots_used = 0
 
     def clear(self) -> None:
-        """Back to empty tables."""
+        """Back to empty tables, and counters of 0."""
         self.clear_flows()
         for table in (self.frontends, self.source_ranges):
             for key in list(table.keys()):
@@ -76,6 +77,8 @@ class Datapath:
             if any(value):
                 self.backends.update(key, bytes(len(value)))
         self.settings.update(_u32(0), bytes(Settings()))
+        for verdict in Verdict:
+            self.counters.update(_u32(verdict), bytes(ctypes.sizeof(Counter) * possible_cpus()))
         self._slots_used = 0
 
     def clear_flows(self) -> None:
