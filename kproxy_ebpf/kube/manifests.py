@@ -69,8 +69,7 @@ class ManifestSource:
                 await asyncio.sleep(RESCAN_SECONDS)
 
     async def _follow(self, emit: Callable[[Sequence[Event]], None]) -> None:
-        """Look whenever something happens, and now and then, until another folder is in the place of this one."""
-        folder = await self._identity()
+        """Look whenever something happens, and now and then: a folder put in the place of this one is not watched."""
         await self._look(emit)
         async for _ in awatch(
             self._folder,
@@ -82,11 +81,6 @@ class ManifestSource:
             yield_on_timeout=True,
         ):
             await self._look(emit)
-            if await self._identity() != folder:
-                return
-
-    async def _identity(self) -> int:
-        return (await asyncio.to_thread(self._folder.stat)).st_ino
 
     async def _look(self, emit: Callable[[Sequence[Event]], None], settle: float = SETTLE_SECONDS) -> None:
         """Read what has changed and tell the difference."""

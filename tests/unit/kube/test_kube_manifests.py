@@ -14,6 +14,7 @@ import yaml
 from fake_api import service, slice_
 
 from kproxy_ebpf.errors import ClusterError
+from kproxy_ebpf.kube import manifests
 from kproxy_ebpf.kube.manifests import ManifestSource
 from kproxy_ebpf.model.services import Node, ServiceName
 from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, Removed, Snapshot, Upserted
@@ -114,7 +115,8 @@ async def test_an_unchanged_object_is_told_once(tmp_path, watch):
     assert sum(isinstance(event, Upserted) and event.ref.name == "a" for event in watched.events) == 1
 
 
-async def test_the_symlink_swap_of_a_mounted_config_map(tmp_path, watch):
+async def test_the_symlink_swap_of_a_mounted_config_map(tmp_path, watch, monkeypatch):
+    monkeypatch.setattr(manifests, "RESCAN_SECONDS", 3600.0)  # inotify must tell
     for version, name in (("..v1", "old"), ("..v2", "new")):
         (tmp_path / version).mkdir()
         (tmp_path / version / "a.yaml").write_text(text(service(name)))
@@ -122,9 +124,13 @@ async def test_the_symlink_swap_of_a_mounted_config_map(tmp_path, watch):
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
     watched = await watch()
     assert watched.services == {"old"}
-    (tmp_path / "..data_tmp").symlink_to("..v2")
-    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
-    await watched.until(lambda: watched.services == {"new"})
+
+    def swapped() -> bool:  # again and again, for the watch begins a little after the first look
+        (tmp_path / "..data_tmp").symlink_to("..v2")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+        return watched.services == {"new"}
+
+    await watched.until(swapped)
 
 
 async def test_a_file_that_is_no_yaml_keeps_its_objects_and_is_refused_by_line(tmp_path, watch):
