@@ -274,6 +274,17 @@ class TestRestart:
         assert world.state(B) == LEFT
         assert not world.maps.contents.source_ranges
 
+    def test_a_frontend_that_changed_hands_while_it_was_down(self, world: World) -> None:
+        shared = (packed("192.0.2.1"),)
+        world.set(WEB, A)
+        world.set(service("gone", cluster_ips=(packed("10.96.0.2"),), external_ips=shared), B)
+        world.restart()
+        world.set(replace(WEB, external_ips=shared), A)
+        world.tables.remove_unclaimed()
+        world.flush()
+        assert world.addresses(key("192.0.2.1")) == {A}
+        assert world.addresses(key("10.96.0.2")) is None
+
     def test_one_that_had_left_is_recognised(self, world: World) -> None:
         world.set(WEB, A, B)
         before = world.maps.row(B)
@@ -415,6 +426,11 @@ class TestContradictions:
         world.set(NEW, B)
         world.set(replace(OLD, created="2027-01-01T00:00:00Z"), A)
         assert NEW.key in world.tables.take_disturbed()
+        world.set(NEW, B)
+        assert world.addresses(CLAIMED) == {B}
+
+    def test_an_unknown_age_is_the_youngest(self, world: World) -> None:
+        world.set(replace(OLD, created=""), A)
         world.set(NEW, B)
         assert world.addresses(CLAIMED) == {B}
 
