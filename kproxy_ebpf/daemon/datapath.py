@@ -94,15 +94,17 @@ class Datapath:
             maps.close()
 
 
-TCP_SECONDS = 432_000
+ESTABLISHED_SECONDS = 432_000
 CLOSING_SECONDS = 3_600
 OTHER_SECONDS = 210
 
 
 def is_live(flow: FlowRecord) -> bool:
-    """Whether a packet of this flow may still come. Not before the programs' own time-outs, which are no longer."""
-    if flow.state is FlowState.CLOSED:
+    """Whether a packet of this flow may still come and need the programs. Not before their own time-outs, which are no
+    longer. UDP flows end with their Service, and in mode off there is none.
+    """
+    if flow.tuple.protocol == Protocol.UDP or flow.state is FlowState.CLOSED:
         return False
     if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
         return flow.idle_seconds <= OTHER_SECONDS
-    return flow.idle_seconds <= (CLOSING_SECONDS if flow.state is FlowState.CLOSING else TCP_SECONDS)
+    return flow.idle_seconds <= (CLOSING_SECONDS if flow.state is FlowState.CLOSING else ESTABLISHED_SECONDS)

@@ -107,8 +107,9 @@ async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
         (6, FlowState.CLOSED, 0, False),
         (6, FlowState.CLOSING, 3_700, False),
         (6, FlowState.NEW, 300, False),
-        (17, FlowState.ESTABLISHED, 100, True),
-        (17, FlowState.ESTABLISHED, 300, False),
+        (132, FlowState.ESTABLISHED, 100, True),
+        (132, FlowState.ESTABLISHED, 300, False),
+        (17, FlowState.ESTABLISHED, 0, False),
     ],
 )
 def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: int, alive: bool) -> None:

@@ -1,0 +1,56 @@
+"""Switching modes while traffic flows: off drains, on serves again, and no connection notices."""
+
+from __future__ import annotations
+
+import pytest
+from tcx import EGRESS, INGRESS, programs_at
+
+from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
+from kproxy_ebpf.lab.wait import until
+
+DRAINED_SECONDS = 20  # the daemon looks every five seconds
+
+
+@pytest.fixture(scope="module")
+def service(world):
+    return world.service(world.webs)
+
+
+def is_served(world, service, family):
+    try:
+        return bool(ask(world.client, service.vip(family), 80, timeout=0.5))
+    except OSError:
+        return False
+
+
+def test_off_serves_what_is_open_until_it_ends_and_then_leaves_the_links(world, service, family):
+    daemon, link = world.daemon, world.client.host_link
+    with opened(world.client, service.vip(family), 80) as connection:
+        read_answer(connection, 0)
+        daemon.settings({"mode": "off"})
+        until(lambda: not is_served(world, service, family), "new connections to be left alone")
+        assert daemon.json("services") == []
+        echo(connection, b"still here")
+        assert programs_at(world.node, link, INGRESS)
+        echo(connection, b"and still")
+    until(
+        lambda: not programs_at(world.node, link, INGRESS) + programs_at(world.node, link, EGRESS),
+        "the programs to be taken off",
+        seconds=DRAINED_SECONDS,
+    )
+    assert daemon.healthz()[0] == 200
+    daemon.settings({"mode": "tc"})
+    until(lambda: is_served(world, service, family), "new connections to be served again")
+    with opened(world.client, service.vip(family), 80) as connection:
+        assert read_answer(connection, 0).server in {"web1", "web2", "web3"}
+
+
+def test_programs_that_somebody_took_off_come_back(world, service):
+    daemon, link = world.daemon, world.client.host_link
+    daemon.stop()
+    daemon.flags += ["--sync-period", "1"]
+    daemon.start()
+    for pin in (daemon.bpffs / "kproxy-ebpf" / "links").glob("*-from_pod_v4"):
+        pin.unlink()
+    until(lambda: len(programs_at(world.node, link, INGRESS)) == 2, "the program to be back")
+    assert is_served(world, service, 4)
