@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import Self, TypeVar
 
 from kproxy_ebpf.datapath import libbpf
 from kproxy_ebpf.datapath.libbpf import call, possible_cpus
 from kproxy_ebpf.errors import MapFullError
 
-Struct = TypeVar("Struct", bound=ctypes.Structure)
+Info = TypeVar("Info", bound=ctypes.Structure)
 
 NO_EXIST = 1  # an update's flag: fail with EEXIST where the key is there
 
 ARRAY, PERCPU_ARRAY, LRU_HASH = 2, 6, 9  # enum bpf_map_type
-_ENOTSUPP = 524  # the kernel's own; no errno of user space
-_NO_BATCHES = {errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP}
+_NO_BATCHES = {errno.EINVAL, errno.EOPNOTSUPP, 524}  # 524: the kernel's own ENOTSUPP
 
 
 class Descriptor:
@@ -47,10 +47,7 @@ class Descriptor:
             fd, self.fd = self.fd, -1
             os.close(fd)
 
-    def fileno(self) -> int:
-        return self.fd
-
-    def _fill(self, info: Struct) -> Struct:
+    def _fill(self, info: Info) -> Info:
         size = ctypes.c_uint32(ctypes.sizeof(info))
         call("bpf_obj_get_info_by_fd", self.name, self.fd, ctypes.byref(info), ctypes.byref(size))
         return info
@@ -137,8 +134,7 @@ class Map(Descriptor):
         options = libbpf.BatchOptions(size=ctypes.sizeof(libbpf.BatchOptions))
         done = ctypes.c_uint32(count)
         with self._full_named():
-            arguments = (keys, values, ctypes.byref(done), ctypes.byref(options))
-            call("bpf_map_update_batch", self.name, self.fd, *arguments)
+            call("bpf_map_update_batch", self.name, self.fd, keys, values, ctypes.byref(done), ctypes.byref(options))
 
     def keys(self) -> Iterator[bytes]:
         """All keys, one system call each. An entry removed meanwhile restarts the walk: a key may come twice."""
@@ -174,13 +170,9 @@ class Map(Descriptor):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, read in batches."""
-        key_size, value_size = self.info.key_size, self._value_size
+        key, value = Struct(f"{self.info.key_size}s"), Struct(f"{self._value_size}s")
         for keys, values in self.chunks():
-            for index in range(len(keys) // key_size):
-                yield (
-                    keys[index * key_size : (index + 1) * key_size],
-                    values[index * value_size : (index + 1) * value_size],
-                )
+            yield from zip(_split(key, keys), _split(value, values), strict=True)
 
     def count(self) -> int:
         """The number of entries, by walking all of them."""
@@ -199,6 +191,10 @@ class Map(Descriptor):
             if error.errno in (errno.E2BIG, errno.ENOSPC):  # ENOSPC: LPM
                 raise MapFullError(self.name, self.info.max_entries) from error
             raise
+
+
+def _split(element: Struct, data: bytes) -> Iterator[bytes]:
+    return (fields[0] for fields in element.iter_unpack(data))
 
 
 class _BatchReader:
@@ -268,8 +264,8 @@ class Program(Descriptor):
             repeat=repeat,
         )
         call("bpf_prog_test_run_opts", self.name, self.fd, ctypes.byref(options))
-        data_out, context_out_bytes = out.raw[: options.data_size_out], context_out.raw[: options.ctx_size_out]
-        return TestRun(options.retval, data_out, context_out_bytes, options.duration)
+        data_out, context = out.raw[: options.data_size_out], context_out.raw[: options.ctx_size_out]
+        return TestRun(options.retval, data_out, context, options.duration)
 
 
 @dataclass(frozen=True, slots=True)

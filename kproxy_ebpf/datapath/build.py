@@ -39,6 +39,7 @@ def build(source: Source, folder: Path, previous: Path | None) -> Built:
         "texts": {family: source.for_family(family, folder / "maps") for family in FAMILIES},
         "folder": str(folder),
         "previous": str(previous) if previous else None,
+        "parent": os.getpid(),
     }
     with TemporaryDirectory(prefix="kproxy-ebpf-headers-") as temporary:
         headers = Path(temporary) / "merged"

@@ -1,15 +1,17 @@
 """The child process that compiles, loads and pins: the only place that imports bcc, which costs 200 MB with its LLVM.
 
 Reads one JSON object on standard input: `texts` ({family: C text}), `folder` (the new generation, with empty maps/ and
-programs/) and `previous` (the generation in force, or null). Writes {"fresh": [pinned names], "copyable": [pinned
-names]}, see build.Built. Exits with 1 where something can't be compiled or loaded; the compiler's and the verifier's
-words are on standard error.
+programs/), `previous` (the generation in force, or null) and `parent` (its pid). Writes {"fresh": [pinned names],
+"copyable": [pinned names]}, see build.Built. Exits with 1 where something can't be compiled or loaded; the compiler's
+and the verifier's words are on standard error.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -31,11 +33,13 @@ from kproxy_ebpf.datapath.contract import (
 
 _NEVER_TAKEN_OVER = ("programs", "schema")  # tail calls stay within one generation
 _WARNINGS = ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"]  # of BCC's own headers
+_PR_SET_PDEATHSIG = 1
 _FIRST = struct.pack("=I", 0)
 
 
 def main() -> None:
     order = json.load(sys.stdin)
+    _die_with(order["parent"])
     folder = Path(order["folder"])
     old = _readable_maps(Path(order["previous"])) if order["previous"] else {}
     result: dict[str, list[str]] = {"fresh": [], "copyable": []}
@@ -46,6 +50,13 @@ def main() -> None:
     with Map.open(folder / "maps/schema") as schema:
         schema.update(_FIRST, struct.pack("=I", SCHEMA))
     json.dump(result, sys.stdout)
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent does, however that happens: the next daemon may already build in the same place."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent is gone")
 
 
 def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> tuple[set[str], set[str]]:

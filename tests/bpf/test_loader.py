@@ -7,7 +7,8 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,6 +240,38 @@ def test_leftovers_of_a_killed_build(filled: Generation, bpffs: Path, small: Con
     assert not (filled.root / "new-current").is_symlink()
     second.activate()
     assert current(bpffs) == Generation(second.path)
+
+
+def test_a_build_killed_midway(bpffs: Path, small: Constants, tmp_path: Path) -> None:
+    """Its child dies with it, and what it left does not disturb the next."""
+    script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generation import ensure\n"
+    script += "from kproxy_ebpf.datapath.source import Constants; ensure(Path(sys.argv[1]), Constants(flows_max=1024))"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    builder = subprocess.Popen([sys.executable, "-c", script, str(bpffs)], env=environment)
+    children = Path(f"/proc/{builder.pid}/task/{builder.pid}/children")
+    until(lambda: bool(list(bpffs.glob("kproxy-ebpf/new-*/maps/*"))))
+    child = int(children.read_text())
+    builder.kill()
+    builder.wait()
+    until(lambda: not is_running(child))
+    generation = ensure(bpffs, small)
+    assert generation.is_complete
+    assert [path.name for path in generation.root.glob("*-*")] == []
+
+
+def is_running(pid: int) -> bool:
+    """Not for zombies, which wait for init to reap them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

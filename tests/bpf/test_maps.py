@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from kproxy_ebpf.datapath.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
 from kproxy_ebpf.datapath.contract import Direction, EventsLevel, FlowFlags, FlowState, Verdict, layouts
 from kproxy_ebpf.datapath.flows import FlowTuple, read_flows
 from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.libbpf import call
 from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps, set_events_level
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.services import packed
@@ -256,7 +258,21 @@ def test_every_kind_of_map_can_be_walked() -> None:
         assert len(value) % 8 == 0, "each CPU's value is padded"
 
 
-def test_replace_keeps_shape_comparable() -> None:
+def test_maps_without_batches_are_walked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *arguments: Any) -> int:
+        if name == "bpf_map_lookup_batch":
+            raise OSError(524, "as LPM before Linux 5.17")
+        return call(name, *arguments)
+
+    with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
+        lpm.update(u32(32) + b"abcd", u32(1))
+        lpm.update(u32(16) + b"ab\0\0", u32(2))
+        monkeypatch.setattr("kproxy_ebpf.datapath.bpf.call", refuse)
+        assert dict(lpm.items()) == {u32(32) + b"abcd": u32(1), u32(16) + b"ab\0\0": u32(2)}
+        assert lpm.count() == 2
+
+
+def test_shapes_and_entries_comparable() -> None:
     with Map.create("lab", HASH, 4, 8, 8) as map_:
         info = map_.info
     assert info.shape != replace(info, max_entries=9).shape
