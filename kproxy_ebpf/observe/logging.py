@@ -15,9 +15,16 @@ import structlog
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+_ours = logging.getLogger("kproxy_ebpf")
+
+
 def set_level(name: str) -> None:
-    """Let through records of level `name` (a key of LEVELS) and above, from now on."""
-    logging.getLogger().setLevel(LEVELS[name])
+    """Let through records of level `name` (a key of LEVELS) and above, from now on.
+
+    Of libraries, which tell what only their makers want to know, warnings at least.
+    """
+    _ours.setLevel(LEVELS[name])
+    logging.getLogger().setLevel(max(LEVELS[name], logging.WARNING))
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
@@ -50,6 +57,6 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
 
 
 def _filter_by_level(_: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    if logging.getLogger().isEnabledFor(LEVELS.get(method, logging.ERROR)):
+    if _ours.isEnabledFor(LEVELS.get(method, logging.ERROR)):
         return event
     raise structlog.DropEvent

@@ -47,6 +47,12 @@ def test_the_level_changes_at_run_time(stream: io.StringIO) -> None:
     assert [line["event"] for line in lines(stream)] == ["heard"]
 
 
+def test_libraries_are_heard_from_warnings_on(stream: io.StringIO) -> None:
+    set_level("debug")
+    logging.getLogger("watchfiles.main").info("1 change detected")
+    assert lines(stream) == []
+
+
 def test_a_traceback_stays_in_its_line(stream: io.StringIO) -> None:
     try:
         int("odd")
