@@ -8,9 +8,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from kproxy_ebpf.datapath.headers import find_headers, merge
+from kproxy_ebpf.datapath.headers import headers_tree
 from kproxy_ebpf.datapath.source import Source
 from kproxy_ebpf.errors import LoadError, NodeError
 
@@ -41,10 +40,7 @@ def build(source: Source, folder: Path, previous: Path | None) -> Built:
         "previous": str(previous) if previous else None,
         "parent": os.getpid(),
     }
-    with TemporaryDirectory(prefix="kproxy-ebpf-headers-") as temporary:
-        headers = Path(temporary) / "merged"
-        merge(find_headers(), headers)
-        result = json.loads(_run_child(json.dumps(order), headers))
+    result = json.loads(_run_child(json.dumps(order), headers_tree()))
     return Built(frozenset(result["fresh"]), frozenset(result["copyable"]))
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kproxy_ebpf.errors import NodeError
 
 _USR_SRC = Path("/usr/src")
 _MODULES = Path("/lib/modules")
+_CACHE = Path("/run/kproxy-ebpf/headers")
 
 
 def find_headers(usr_src: Path = _USR_SRC) -> tuple[Path, ...]:
@@ -34,6 +38,25 @@ def find_headers(usr_src: Path = _USR_SRC) -> tuple[Path, ...]:
     raise NodeError(
         f"no kernel headers are installed, and the programs are compiled on the node: apt install {package}"
     )
+
+
+def headers_tree(usr_src: Path = _USR_SRC, cache: Path = _CACHE) -> Path:
+    """One folder with a whole tree of headers; where they are split, a merged view that is made once per boot.
+
+    Raises NodeError.
+    """
+    folders = find_headers(usr_src)
+    if len(folders) == 1:
+        return folders[0]
+    tree = cache / folders[-1].name
+    if not (tree / "include/linux").is_dir():
+        shutil.rmtree(tree, ignore_errors=True)  # it shows headers that were removed
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache, prefix="new-") as temporary:
+            merge(folders, Path(temporary) / "tree")
+            with suppress(OSError):  # ENOTEMPTY: another daemon was faster
+                (Path(temporary) / "tree").rename(tree)
+    return tree
 
 
 def merge(folders: tuple[Path, ...], into: Path) -> None:
