@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except PermissionError as error:
-        _fail(f"{error}: run as root", os.EX_NOPERM)
+        _fail(f"{error.filename or 'BPF'}: {error.strerror or error}: run as root", os.EX_NOPERM)
     except BrokenPipeError:  # the reader has seen enough: `flows | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(os.EX_OK)

@@ -25,7 +25,7 @@ def option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Com
 
 bpffs_option = option(
     "--bpffs",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # said better by whoever opens it
     default=DEFAULT_BPFFS,
     show_default=True,
     metavar="DIR",

@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,8 +15,10 @@ from click.testing import CliRunner
 from kproxy_ebpf import cli
 from kproxy_ebpf.cli import tables
 from kproxy_ebpf.cli.common import show
+from kproxy_ebpf.cli.monitoring import event_line, event_row
 from kproxy_ebpf.cli.rows import backend_rows, flow_rows, service_rows
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState
+from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Verdict
+from kproxy_ebpf.datapath.events import VerdictEvent
 from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.errors import BusyError
 from kproxy_ebpf.model.services import packed
@@ -90,6 +95,28 @@ def test_an_own_error_exits_with_its_code(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err == "kproxy-ebpf: error: port 1 is taken\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/sys/fs/bpf/x"),
+            77,
+            "/sys/fs/bpf/x: Permission denied: run as root",
+        ),
+        (OSError(12, "bpf_obj_get counters: no memory"), 71, "bpf_obj_get counters: no memory"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, code: int, words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tables, "generation_in_force", fail)
+    assert run_main(monkeypatch, "flows") == code
+    assert words in capsys.readouterr().err
+
+
 def test_status_of_a_node_where_nothing_ever_ran(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.commands, ["status", "--bpffs", str(tmp_path), "-o", "json"])
     assert result.exit_code == 0
@@ -150,6 +177,45 @@ def test_a_connection_is_one_row() -> None:
     assert row["vip"] == "[fd00::1]:80"
     assert row["backend"] == "[fd00::7]:8080"
     assert (row["service"], row["state"], row["idle"]) == ("default/web:http", "established", "2 s")
+
+
+EVENT = VerdictEvent(
+    time_ns=1_500_000,
+    verdict=Verdict.BALANCED,
+    family=4,
+    protocol=6,
+    direction=Direction.FROM_POD,
+    ifindex=3,
+    length=74,
+    source=packed("10.244.1.2"),
+    source_port=40000,
+    destination=VIP,
+    destination_port=80,
+    to_source=packed("10.244.1.2"),
+    to_source_port=40000,
+    to_destination=ENDPOINT,
+    to_destination_port=8080,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "10.244.1.2:40000 → 10.96.0.1:80 balanced → 10.244.1.7:8080 (74 bytes)"),
+        (
+            {"to_source_port": 50000},
+            "10.244.1.2:40000 → 10.96.0.1:80 balanced as 10.244.1.2:50000 → 10.244.1.7:8080 (74 bytes)",
+        ),
+        (
+            {"verdict": Verdict.UNTOUCHED, "to_destination": VIP, "to_destination_port": 80},
+            "10.244.1.2:40000 → 10.96.0.1:80 untouched (74 bytes)",
+        ),
+    ],
+)
+def test_an_event_is_a_line_that_tells_what_became_of_the_packet(changes: dict[str, Any], line: str) -> None:
+    row = event_row(replace(EVENT, **changes), datetime(2026, 1, 1, tzinfo=UTC), "vethx")
+    assert row["time"] == "2026-01-01T00:00:00.001500Z"
+    assert event_line(row) == f"00:00:00.001500 vethx from_pod TCP {line}"
 
 
 def test_tables_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None:
