@@ -68,7 +68,9 @@ class Witness(Observer):
 class World:
     """A reconciler that runs, and the simulated maps it writes to."""
 
-    def __init__(self, capacities: Capacities = CAPACITIES, found: TableContents | None = None) -> None:
+    def __init__(
+        self, capacities: Capacities = CAPACITIES, found: TableContents | None = None, timing: Timing = QUICK
+    ) -> None:
         self.maps = Maps(Clock())
         self.witness = Witness()
         self.failures: list[Exception] = []
@@ -80,7 +82,7 @@ class World:
                 base + index: each for base, ids in found.slots.items() for index, each in enumerate(ids)
             }
             tables.adopt(found)
-        self.reconciler = Reconciler(Snapshot(), [tables], self, "here", observer=self.witness, timing=QUICK)
+        self.reconciler = Reconciler(Snapshot(), [tables], self, "here", observer=self.witness, timing=timing)
 
     def apply(self, family: int, writes: TableWrites) -> None:
         assert family == 4
@@ -197,6 +199,15 @@ async def test_a_failed_write_is_repeated(error: Exception) -> None:
         assert len(world.witness.errors) == 3
         await until(lambda: world.reconciler.queued_since is None)
         assert not world.reconciler.full_tables
+
+
+async def test_changes_do_not_hasten_what_is_to_be_repeated() -> None:
+    async with running(World(timing=Timing(first_retry=60, last_retry=60))) as world:
+        world.failures = [OSError("no memory")] * 9
+        for count in range(1, 6):
+            world.submit(WEB, slice_of(WEB, *[f"1.1.1.{each}" for each in range(count)]))
+            await idle(world)
+        assert len(world.witness.errors) == 1
 
 
 async def test_a_failure_of_the_first_sync_is_made_good() -> None:
