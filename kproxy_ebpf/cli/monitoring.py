@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import socket
 from datetime import UTC, datetime, timedelta
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 from typing import Any
@@ -16,7 +19,10 @@ from kproxy_ebpf.datapath.generation import Generation
 
 
 async def follow(generation: Generation, *, every: bool, as_json: bool) -> None:
-    """Print events until cancelled. Raises OSError."""
+    """Print events until SIGTERM or SIGINT, both of which leave the programs silent again. Raises OSError."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - inside a coroutine there is one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     booted = datetime.now(UTC) - timedelta(microseconds=clock_gettime_ns(CLOCK_MONOTONIC) / 1000)
     links = LinkNames()
     async with EventStream(generation, EventsLevel.ALL if every else EventsLevel.NOTABLE) as events:
@@ -33,8 +39,6 @@ class LinkNames:
 
     def name(self, ifindex: int) -> str:
         if ifindex not in self._names:
-            import socket
-
             self._names = {ifindex: f"#{ifindex}"} | dict(socket.if_nameindex())
         return self._names[ifindex]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def monitor(bpffs: Path, output: str, every: bool) -> None:
     from kproxy_ebpf.cli.monitoring import follow
     from kproxy_ebpf.cli.tables import generation_in_force
 
-    asyncio.run(follow(generation_in_force(bpffs), every=every, as_json=output == "json"))
+    with suppress(asyncio.CancelledError):
+        asyncio.run(follow(generation_in_force(bpffs), every=every, as_json=output == "json"))
 
 
 @click.command()
