@@ -1,4 +1,4 @@
-"""One control plane and one daemon for all the tests here. A failed test shows the daemon's log."""
+"""One control plane and one daemon for all the tests here. A failed test shows the end of every log."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     lab = getattr(item.session, "lab", None)
     if report.failed and lab is not None:
-        for log in sorted(lab.folder.glob("*/daemon.log")):
-            report.sections.append((f"log of {log.parent.name}", log.read_text()[-LOG_BYTES:]))
+        for log in sorted(lab.folder.glob("*/*.log")):
+            report.sections.append((f"log {log.relative_to(lab.folder)}", log.read_text()[-LOG_BYTES:]))
     return report

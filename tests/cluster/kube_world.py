@@ -50,6 +50,8 @@ class ClusterDaemon(Daemon):
         content["users"] = [user]
         content["contexts"][0]["context"]["user"] = NAME
         self.kubeconfig.write_text(yaml.safe_dump(content))
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{NAME}"
+        (self.container,) = control.api("GET", path)["spec"]["template"]["spec"]["containers"]
         self.rotate_token()
 
     def rotate_token(self) -> None:
@@ -59,19 +61,13 @@ class ClusterDaemon(Daemon):
         beside.write_text(done.stdout)
         beside.replace(self.token_file)
 
-    def container(self) -> dict[str, Any]:
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{NAME}"
-        template = self.control.api("GET", path)["spec"]["template"]["spec"]
-        assert len(template["containers"]) == 1
-        return template["containers"][0]
-
     def arguments(self) -> list[str]:
-        capabilities = self.container()["securityContext"]["capabilities"]
+        capabilities = self.container["securityContext"]["capabilities"]
         assert capabilities["drop"] == ["ALL"]
         bounding = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities["add"])])
         return [
             *("setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs", "--"),
-            *(str(COMMAND), *self.container()["args"]),
+            *(str(COMMAND), *self.container["args"]),
             *("--kubeconfig", str(self.kubeconfig), "--bpffs", str(self.bpffs)),
         ]
 
@@ -79,7 +75,7 @@ class ClusterDaemon(Daemon):
         downward = {"spec.nodeName": self.node.name}
         variables = {
             each["name"]: each.get("value") or downward[each["valueFrom"]["fieldRef"]["fieldPath"]]
-            for each in self.container()["env"]
+            for each in self.container["env"]
         }
         with self.log_path.open("a") as log:
             self.process = self.node.popen(
