@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import threading
 from collections import Counter
-from contextlib import ExitStack
 
 import pytest
+from worlds import Crowd, programs_of
 
-from kproxy_ebpf.lab.traffic import Load, ask, echo, opened, read_answer
+from kproxy_ebpf.lab.traffic import Load, ask
 from kproxy_ebpf.lab.wait import until
 
 CONNECTIONS = 200
-
-
-class Crowd:
-    """Open connections that a thread keeps busy until the block ends; `failures` says which broke and how."""
-
-    def __init__(self, place, address, port, count):
-        self.failures: list[str] = []
-        self.rounds = 0
-        self._stack = ExitStack()
-        self._stop = threading.Event()
-        self._handles = [self._stack.enter_context(opened(place, address, port)) for _ in range(count)]
-        self.spread = Counter(read_answer(handle, 0).server for handle in self._handles)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self):
-        while not self._stop.is_set():
-            for number, handle in enumerate(self._handles):
-                try:
-                    echo(handle, b"%d of round %d" % (number, self.rounds))
-                except OSError as error:
-                    self.failures.append(f"connection {number}: {error!r}")
-            self.rounds += 1
-
-    def more_rounds(self, count=3):
-        target = self.rounds + count
-        until(lambda: self.rounds >= target, f"{count} more rounds of traffic", seconds=20)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        self._stack.close()
-
-
-def programs_of(daemon):
-    """The kernel's ids of the programs and links in force, by the name of their pin."""
-    pins = [*sorted((daemon.bpffs / "kproxy-ebpf" / "current").resolve().glob("programs/*"))]
-    links = sorted((daemon.bpffs / "kproxy-ebpf" / "links").glob("*"))
-    assert pins
-    shown = {pin.name: bpftool("prog", "show", "pinned", str(pin)) for pin in pins}
-    return {name: value["id"] for name, value in shown.items()} | {
-        link.name: (info["id"], info["prog_id"])
-        for link in links
-        for info in [bpftool("link", "show", "pinned", str(link))]
-    }
-
-
-def bpftool(*words):
-    return json.loads(subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +23,13 @@ def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, se
     before = programs_of(daemon)
     with Crowd(world.client, service.vip(family), 80, CONNECTIONS) as crowd:
         assert set(crowd.spread) == {"web1", "web2", "web3"}
-        crowd.more_rounds()
+        crowd.go_on()
         daemon.kill()
-        crowd.more_rounds()
+        crowd.go_on()
         answers = Counter(ask(world.client, service.vip(family), 80).server for _ in range(100))
         assert set(answers) == {"web1", "web2", "web3"}
         daemon.start()
-        crowd.more_rounds()
+        crowd.go_on()
         assert crowd.failures == []
     assert programs_of(daemon) == before
     written = {name: value for name, value in daemon.metrics().items() if "map_writes_total" in name and value}

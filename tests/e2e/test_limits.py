@@ -7,12 +7,19 @@ import socket
 import subprocess
 
 import pytest
+from worlds import running_world
 
 from kproxy_ebpf.lab.traffic import ask
 from kproxy_ebpf.lab.wait import until
 
-pytestmark = pytest.mark.parametrize("world", [{"flags": ("--max-frontends", "8")}], ids=["small"], indirect=True)
 HTTP = {"http": (80, "TCP", 8080)}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A small one."""
+    with running_world(flags=("--max-frontends", "8")) as world:
+        yield world
 
 
 def test_a_full_table_is_named_and_what_fits_works(world):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 from tcx import EGRESS, INGRESS, programs_at
+from worlds import in_worlds
 
 from kproxy_ebpf.lab.traffic import ask
 from kproxy_ebpf.lab.wait import until
 
-pytestmark = pytest.mark.parametrize(
-    "world", [{"attach": "tcx"}, {"attach": "clsact"}], ids=["tcx", "clsact"], indirect=True, scope="module"
-)
+pytestmark = in_worlds("tcx", "clsact")
 
 
 @pytest.fixture(scope="module")

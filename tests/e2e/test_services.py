@@ -8,21 +8,15 @@ import time
 from collections import Counter
 
 import pytest
+from worlds import in_worlds
 
-from kproxy_ebpf.lab import Cni
 from kproxy_ebpf.lab.cluster import OUTSIDE4, OUTSIDE6
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import EchoServer, ask, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = pytest.mark.parametrize(
-    "world",
-    [{"attach": "tcx"}, {"attach": "clsact"}, {"cni": Cni.BRIDGE}],
-    ids=["tcx", "clsact", "bridge"],
-    indirect=True,
-    scope="module",
-)
+pytestmark = in_worlds("tcx", "clsact", "bridge")
 
 NOWHERE = r"unreachable|No route"  # what the router says of a VIP that nobody translated
 
