@@ -45,10 +45,12 @@ class Pods:
     async def drain(self) -> None:
         """In mode off, take the programs off as soon as no flow needs them; for ever."""
         while True:
-            if not self.is_on and not self._drained and not await asyncio.to_thread(self._datapath.has_live_flows):
-                self._drained = True
-                self.links.reconsider()
-                log.info("mode off: the last flow has ended, programs are taken off")
+            if not self.is_on and not self._drained:
+                has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
+                if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
+                    self._drained = True
+                    self.links.reconsider()
+                    log.info("mode off: the last flow has ended, programs are taken off")
             self._switched.clear()
             try:
                 async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):

@@ -1,6 +1,7 @@
 """Which links the programs are for, as the mode changes and flows end."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -116,3 +117,25 @@ def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: 
     way = FlowTuple(b"\1\1\1\1", 1, b"\2\2\2\2", 2, protocol, Direction.FROM_POD)
     flow = FlowRecord(4, way, way, state, FlowFlags(0), 1, 1, 1, idle_seconds=idle, age_seconds=idle)
     assert is_live(flow) is alive
+
+
+async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs() -> None:
+    counting, counted = threading.Event(), threading.Event()
+
+    class SlowDatapath(FakeDatapath):
+        def has_live_flows(self) -> bool:
+            counting.set()
+            counted.wait(5)
+            return False
+
+    subject, keeper = pods_with("hybrid", SlowDatapath())
+    keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
+
+    async def scenario() -> None:
+        await asyncio.to_thread(counting.wait, 5)
+        keeper.offer(lambda: {"mode": "hybrid", "pod-interfaces": "veth*"})
+        counted.set()
+        await asyncio.sleep(0.05)  # drain goes on with what it counted
+        assert subject.admits("vethx")
+
+    await while_draining(subject, scenario)
