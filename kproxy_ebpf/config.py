@@ -6,18 +6,21 @@ pure and lists every problem at once. A bad offer never changes what is in force
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kproxy_ebpf.errors import ConfigError
+
+LOOK_SECONDS = 2.0
 
 
 class Mode(StrEnum):
@@ -175,9 +178,49 @@ class SettingsKeeper:
             listener(self)
 
 
-async def watch_settings_file(path: Path, keeper: SettingsKeeper) -> None:
-    """Offer `path` to `keeper` whenever it changes. Watches the folder: editors and ConfigMap mounts replace files."""
-    from watchfiles import awatch
+class SettingsFile:
+    """A YAML file as the source of settings. inotify says when to look; what has changed is told by comparing."""
 
-    async for _ in awatch(path.parent, recursive=False, debounce=200, step=50):
-        keeper.offer(lambda: read_settings_file(path))
+    def __init__(self, path: Path, keeper: SettingsKeeper) -> None:
+        self._path, self._keeper = path, keeper
+        self._seen: tuple[int, ...] | None = None
+
+    def look(self) -> None:
+        """Offer the file if it is not as it was at the last look; an absent one is offered as an error."""
+        signature = _signature(self._path)
+        if signature != self._seen:
+            self._seen = signature
+            self._keeper.offer(lambda: read_settings_file(self._path))
+
+    async def follow(self) -> NoReturn:
+        """Look whenever something happens in the folder, and now and then; for editors and ConfigMap mounts replace
+        files, and folders too.
+        """
+        from watchfiles import awatch
+
+        while True:
+            folder = _signature(self._path.parent)[:1]
+            try:
+                async for _ in awatch(
+                    self._path.parent,
+                    recursive=False,
+                    debounce=200,
+                    step=50,
+                    rust_timeout=int(LOOK_SECONDS * 1000),
+                    yield_on_timeout=True,
+                ):
+                    self.look()
+                    if _signature(self._path.parent)[:1] != folder:
+                        break
+            except OSError:
+                self.look()
+                await asyncio.sleep(LOOK_SECONDS)
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Changes whenever the file is written or replaced, also behind a symlink; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.config import Balancing, SettingsKeeper, watch_settings_file
+from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.cluster import Cluster, connected
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.gate import Gate
@@ -26,6 +26,7 @@ from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.bpffs import NodeLock
+from kproxy_ebpf.kube.source import Source
 from kproxy_ebpf.model.services import text_of
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
@@ -37,6 +38,8 @@ from kproxy_ebpf.plan.services import PlanSettings
 from kproxy_ebpf.reconcile import Reconciler
 
 log = structlog.get_logger(__name__)
+
+SOURCE_REPORT_SECONDS = 2.0
 
 
 def start(options: Options) -> None:
@@ -90,9 +93,10 @@ class Daemon:
         if cluster.config_map is not None:
             answered = asyncio.Event()
             start_part("settings", cluster.config_map.run(partial(self._config_map, answered)))
-        await settle(self.keeper, self.options.config, answered)
-        if self.options.config is not None:
-            start_part("settings", watch_settings_file(self.options.config, self.keeper))
+        file = SettingsFile(self.options.config, self.keeper) if self.options.config is not None else None
+        await settle(self.keeper, file, answered)
+        if file is not None:
+            start_part("settings", file.follow())
 
     def _config_map(self, answered: asyncio.Event, data: Mapping[str, str] | None) -> None:
         self.keeper.offer(lambda: data or {})
@@ -122,6 +126,7 @@ class Daemon:
         start_part("links", pods.links.run())
         start_part("drain", pods.drain())
         start_part("guard", pods.guard(self.options.sync_period))
+        start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), pods.links.ready.wait())
         self.health.synced = True
         log.info("in force", services=len(reconciler.snapshot.services), links=len(pods.links.attached))
@@ -130,6 +135,14 @@ class Daemon:
         reconciler.submit(events)
         reports.events(events, reconciler.snapshot)
         self._changed()
+
+    async def _report_source(self, source: Source) -> None:
+        """Keep /healthz and /metrics up to date about the source; the datapath goes on without it."""
+        self.metrics.source_connected.set_function(lambda: source.connected)
+        while True:
+            sentence = f"what changes in the cluster can't be seen: {source.last_error}" if source.last_error else None
+            self.health.problem("source", sentence)
+            await asyncio.sleep(SOURCE_REPORT_SECONDS)
 
     def _settings_changed(self, reconciler: Reconciler, gate: Gate, pods: Pods) -> None:
         reconciler.update_settings(self._plan_settings)

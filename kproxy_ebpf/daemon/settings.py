@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.config import Settings, SettingsKeeper, parse_settings, read_settings_file
+from kproxy_ebpf.config import Settings, SettingsFile, SettingsKeeper, parse_settings
 from kproxy_ebpf.errors import ConfigError
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.logging import set_level
@@ -58,14 +58,14 @@ def last_good(saved: Path) -> Settings | None:
         return None
 
 
-async def settle(keeper: SettingsKeeper, config: Path | None, answered: asyncio.Event | None) -> None:
+async def settle(keeper: SettingsKeeper, file: SettingsFile | None, answered: asyncio.Event | None) -> None:
     """Wait until there are settings to work with: those of the file, of the ConfigMap (`answered`), or the defaults.
 
     While the API server doesn't answer, those of an earlier start will do. Raises ConfigError when what is offered is
     bad and there are no earlier ones: a daemon must not run with settings that nobody chose.
     """
-    if config is not None:
-        keeper.offer(lambda: read_settings_file(config))
+    if file is not None:
+        file.look()
     elif answered is None:
         keeper.offer(dict)
     elif not keeper.is_settled:

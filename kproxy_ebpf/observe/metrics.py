@@ -78,6 +78,9 @@ class Metrics:
         self.refused_objects = Gauge(
             "kproxy_ebpf_refused_objects", "Objects that can't be read, treated as absent", ["kind"], registry=registry
         )
+        self.source_connected = Gauge(
+            "kproxy_ebpf_source_connected", "1 while changes in the cluster can be seen", registry=registry
+        )
         self.attached_links = Gauge(
             "kproxy_ebpf_attached_links", "Pod links that carry our programs", registry=registry
         )

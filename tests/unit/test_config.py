@@ -1,19 +1,21 @@
 """Settings: what is allowed, what an operator is told about the rest, and that a bad offer changes nothing."""
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 
+from kproxy_ebpf import config
 from kproxy_ebpf.config import (
     POD_INTERFACES,
     LogLevel,
     Mode,
     Settings,
+    SettingsFile,
     SettingsKeeper,
     parse_settings,
     read_settings_file,
-    watch_settings_file,
 )
 from kproxy_ebpf.errors import ConfigError
 
@@ -97,23 +99,75 @@ def test_a_bad_offer_leaves_the_last_good_settings_in_force() -> None:
     assert heard == [(Mode.TC, True), (Mode.TC, False), (Mode.OFF, True)]
 
 
-async def test_a_replaced_file_is_seen(tmp_path: Path) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text("mode: tc\n")
-    keeper = SettingsKeeper()
-    changed = asyncio.Event()
-    keeper.listen(lambda _: changed.set())
-    watching = asyncio.create_task(watch_settings_file(file, keeper))
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "LOOK_SECONDS", 0.05)
+
+
+async def mode_becomes(keeper: SettingsKeeper, mode: Mode) -> None:
+    async with asyncio.timeout(10):
+        while keeper.current.mode is not mode:  # noqa: ASYNC110 - files have no event
+            await asyncio.sleep(0.02)
+
+
+async def following(file: SettingsFile, scenario: Awaitable[None]) -> None:
+    task = asyncio.create_task(file.follow())
     try:
-        async with asyncio.timeout(10):
-            while not changed.is_set():  # the watch needs a moment to begin: replace until it is seen
-                (tmp_path / "new").write_text("mode: off\n")
-                (tmp_path / "new").replace(file)
-                await asyncio.sleep(0.05)
-        assert keeper.current.mode is Mode.OFF
+        await scenario
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_replaced_file_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("mode: tc\n")
+    keeper = SettingsKeeper()
+    file = SettingsFile(path, keeper)
+    file.look()
+    assert keeper.current.mode is Mode.TC
+
+    async def scenario() -> None:
+        (tmp_path / "new").write_text("mode: off\n")
+        (tmp_path / "new").replace(path)
+        await mode_becomes(keeper, Mode.OFF)
+
+    await following(file, scenario())
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_folder_that_goes_and_comes_back_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    (folder / "settings.yaml").write_text("mode: tc\n")
+    keeper = SettingsKeeper()
+    file = SettingsFile(folder / "settings.yaml", keeper)
+    file.look()
+
+    async def scenario() -> None:
+        folder.rename(tmp_path / "old")
+        async with asyncio.timeout(10):
+            while keeper.error is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert keeper.current.mode is Mode.TC
+        folder.mkdir()
+        (folder / "settings.yaml").write_text("mode: off\n")
+        await mode_becomes(keeper, Mode.OFF)
+        assert keeper.error is None
+
+    await following(file, scenario())
+
+
+def test_a_file_that_stays_is_offered_once(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("mode: fast\n")
+    keeper, offers = SettingsKeeper(), []
+    keeper.listen(lambda k: offers.append(k.error))
+    file = SettingsFile(path, keeper)
+    file.look()
+    file.look()
+    assert len(offers) == 1
 
 
 def test_what_this_version_does_not_serve_is_said() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.config import Mode, SettingsKeeper
+from kproxy_ebpf.config import Mode, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon import settings
 from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
 from kproxy_ebpf.errors import ConfigError
@@ -30,7 +30,7 @@ async def test_a_good_file_settles_and_is_kept_for_the_next_start(saved: Path, l
     config.write_text("mode: off\nlog-level: debug\n")
     keeper = SettingsKeeper(last_good(saved))
     keeper.listen(Reporter(saved, Metrics(), Health(60), lambda _: None))
-    await settle(keeper, config, None)
+    await settle(keeper, SettingsFile(config, keeper), None)
     assert keeper.current.mode is Mode.OFF
     assert levels == ["debug"]
     earlier = last_good(saved)
@@ -41,8 +41,9 @@ async def test_a_good_file_settles_and_is_kept_for_the_next_start(saved: Path, l
 async def test_a_bad_file_at_the_first_start_is_refused(saved: Path) -> None:
     config = saved.with_name("config.yaml")
     config.write_text("mode: fast\n")
+    keeper = SettingsKeeper(last_good(saved))
     with pytest.raises(ConfigError, match="mode"):
-        await settle(SettingsKeeper(last_good(saved)), config, None)
+        await settle(keeper, SettingsFile(config, keeper), None)
 
 
 async def test_a_bad_file_at_a_later_start_leaves_the_last_good_ones(saved: Path, levels: list[str]) -> None:
@@ -50,13 +51,13 @@ async def test_a_bad_file_at_a_later_start_leaves_the_last_good_ones(saved: Path
     config.write_text("mode: off\n")
     first = SettingsKeeper(last_good(saved))
     first.listen(Reporter(saved, Metrics(), Health(60), lambda _: None))
-    await settle(first, config, None)
+    await settle(first, SettingsFile(config, first), None)
 
     config.write_text("mode: fast\n")
     metrics, health, warned = Metrics(), Health(60), []
     second = SettingsKeeper(last_good(saved))
     second.listen(Reporter(saved, metrics, health, warned.append))
-    await settle(second, config, None)
+    await settle(second, SettingsFile(config, second), None)
     assert second.current.mode is Mode.OFF
     assert "off, tc, socket or hybrid" in health.problems["settings"]
     assert metrics.registry.get_sample_value("kproxy_ebpf_settings_errors_total") == 1
