@@ -16,7 +16,7 @@ EXIT_CODES = """\b
 Exit codes (sysexits.h where there is one):
    0  done; for run: ended by SIGTERM or SIGINT, the datapath stays in force
   64  a flag or an argument is wrong
-  66  the API server, kubeconfig or manifests folder can't be used
+  66  the API server, kubeconfig or manifests folder can't be used; nothing of ours is pinned
   70  the programs can't be loaded, or a part of the daemon died (see the log)
   71  this node lacks something: a kernel feature, headers, bpffs
   75  busy: another daemon, or another program on the port; try again
