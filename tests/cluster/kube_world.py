@@ -28,6 +28,7 @@ NAMESPACE, NAME = "kube-system", "kproxy-ebpf"
 SERVICE_ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{NAME}"
 CONTROLLERS = ("endpointslice-controller", "namespace-controller", "serviceaccount-controller", "daemonset-controller")
 
+KUBELET_LABELS = {"kubernetes.io/os": "linux"}
 HTTP, DNS = 8080, 5353
 PORTS = (
     {"name": "http", "port": 80, "targetPort": "web", "protocol": "TCP"},
@@ -212,7 +213,7 @@ def build_world(lab: Lab, control: ControlPlane) -> KubeWorld:
     """Nodes as lab and API objects, manifests applied, the daemon running on node1."""
     for name in ("node1", "node2"):
         lab.node(name)
-        control.api("POST", object_path("Node"), {"metadata": {"name": name}})
+        control.api("POST", object_path("Node"), {"metadata": {"name": name, "labels": KUBELET_LABELS}})
     lab.nodes["node1"].pod("client")
     control.kubectl("apply", "--server-side", "--kustomize", str(MANIFESTS))
     world = KubeWorld(lab, control, ClusterDaemon(lab.nodes["node1"], control))

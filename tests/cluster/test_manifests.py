@@ -115,3 +115,4 @@ def test_a_pod_comes_to_every_node_whatever_its_taints(world, applied):
     for pod in pods:
         assert pod["spec"]["priorityClassName"] == "system-node-critical"
         assert not pod["spec"]["containers"][0]["securityContext"].get("privileged")
+    applied.api("PATCH", object_path("Node", "node2"), {"spec": {"taints": None}})
