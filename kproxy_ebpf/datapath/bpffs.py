@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,8 @@ from kproxy_ebpf.errors import BusyError, NodeError, PermissionDeniedError
 
 DEFAULT = Path("/sys/fs/bpf")
 ROOT = "kproxy-ebpf"
+# Commands hold the lock, shared, for microseconds to learn whether a daemon runs: such a holder is waited for.
+_GLANCE_SECONDS = 0.2
 _MAGIC = 0xCAFE4A11  # of bpffs, linux/magic.h
 
 
@@ -61,12 +64,20 @@ class NodeLock:
     def acquire(self) -> None:
         """Raises BusyError naming the holder."""
         self._fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        deadline = time.monotonic() + _GLANCE_SECONDS
+        while not self._try_lock():
+            if time.monotonic() > deadline:
+                holder = _holder(self._fd)
+                self.release()
+                raise BusyError(f"{holder} already runs the datapath in {self._folder}: stop it first")
+            time.sleep(_GLANCE_SECONDS / 10)
+
+    def _try_lock(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(self._fd)
-            self.release()
-            raise BusyError(f"{holder} already runs the datapath in {self._folder}: stop it first") from None
+            return False
+        return True
 
     def release(self) -> None:
         if self._fd >= 0:
