@@ -101,18 +101,15 @@ static __always_inline enum verdict continue_flow(struct packet *packet, struct 
 static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 {
 	struct flow *flow = flows.lookup(&packet->tuple);
-	if (!flow)
-		return begin_flow(packet);
-
-	__u32 now = now_seconds();
-	switch (fate_of(packet, flow, now)) {
-	case FLOW_BEGINS_ANEW:
-		return begin_flow(packet);
-	case FLOW_IS_RESET:
-		return VERDICT_RESET_BACKEND_GONE;
-	default:
-		return continue_flow(packet, flow, now);
+	if (flow) {
+		__u32 now = now_seconds();
+		enum fate fate = fate_of(packet, flow, now);
+		if (fate == FLOW_GOES_ON)
+			return continue_flow(packet, flow, now);
+		if (fate == FLOW_IS_RESET)
+			return VERDICT_RESET_BACKEND_GONE;
 	}
+	return begin_flow(packet);
 }
 
 static __always_inline enum verdict verdict_to_pod(struct packet *packet)

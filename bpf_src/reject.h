@@ -113,7 +113,7 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 {
 	struct __sk_buff *skb = packet->skb;
 	struct tuple answer = reversed(&packet->tuple, TO_POD);
-	__u32 quoted_bytes = packet->transport_offset - NETWORK_OFFSET +
+	__u64 quoted_bytes = packet->transport_offset - NETWORK_OFFSET +
 			     (packet->protocol == IPPROTO_SCTP ? QUOTED_SCTP_BYTES : QUOTED_TRANSPORT_BYTES);
 	struct {
 		__u8 type, code;
@@ -123,7 +123,11 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 	} icmp = { .type = UNREACHABLE_TYPE, .code = UNREACHABLE_CODE };
 	const __u32 icmp_header_bytes = sizeof(icmp) - sizeof(icmp.quoted);
 
-	if (quoted_bytes < NETWORK_HEADER_BYTES || quoted_bytes > sizeof(icmp.quoted))
+	if (quoted_bytes < NETWORK_HEADER_BYTES)
+		return TC_ACT_SHOT;
+	/* For verifiers up to 6.1: 64 bits, and two comparisons of this very register, not one of a difference. */
+	asm volatile("" : "+r"(quoted_bytes));
+	if (quoted_bytes > sizeof(icmp.quoted))
 		return TC_ACT_SHOT;
 	if (bpf_skb_load_bytes(skb, NETWORK_OFFSET, icmp.quoted, quoted_bytes) ||
 	    bpf_skb_change_tail(skb, NETWORK_OFFSET + quoted_bytes, 0) ||

@@ -5,7 +5,7 @@
  * The controller replaces a set by writing its slots to a fresh range and then the frontend in one write, so `slot_base` and
  * `slot_count` always belong together, and a slot that is read here stays valid for longer than a packet takes.
  */
-#define SOURCE_PORT_ATTEMPTS 16
+#define SOURCE_PORT_ATTEMPTS 8
 #define SOURCE_PORT_FIRST 32768
 #define SOURCE_PORT_MASK 0x7fff
 #define GOLDEN_RATIO_32 0x9e3779b9
@@ -127,29 +127,33 @@ static __always_inline bool is_replaceable(const struct flow *existing, const st
 /*
  * Claim the reply's key. One backend behind two VIPs, reached from one client port, would have one reply tuple for
  * two connections: the second gets another source port.
+ *
+ * Unrolled, because verifiers up to 6.1 take a loop only if its last instruction is a jump, which no source text can promise.
  */
 static __always_inline enum verdict insert_reply(struct flow *flow, const struct tuple *key, __u32 now)
 {
+	struct flow *existing = NULL;
+	bool is_free = false;
+
+#pragma unroll
 	for (int i = 0; i < SOURCE_PORT_ATTEMPTS; i++) {
 		struct tuple reply_key = peer_key(flow);
-		struct flow reply = mirrored(flow, key);
-		struct flow *existing = flows.lookup(&reply_key);
 
-		if (existing && is_replaceable(existing, key, now)) {
-			if (!flows.update(&reply_key, &reply))
-				return VERDICT_BALANCED;
-			return VERDICT_DROPPED_FLOW_TABLE_FULL;
-		}
-		if (!existing) {
-			long error = flows.insert(&reply_key, &reply);
-			if (!error)
-				return VERDICT_BALANCED;
-			if (error != -EEXIST)
-				return VERDICT_DROPPED_FLOW_TABLE_FULL;
-		}
+		existing = flows.lookup(&reply_key);
+		is_free = !existing || is_replaceable(existing, key, now);
+		if (is_free)
+			break;
 		flow->to.source_port_be = htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
 	}
-	return VERDICT_DROPPED_NO_SOURCE_PORT;
+	if (!is_free)
+		return VERDICT_DROPPED_NO_SOURCE_PORT;
+
+	struct tuple reply_key = peer_key(flow);
+	struct flow reply = mirrored(flow, key);
+	long error = existing ? flows.update(&reply_key, &reply) : flows.insert(&reply_key, &reply);
+	if (error == -EEXIST) /* another processor was faster */
+		return VERDICT_DROPPED_NO_SOURCE_PORT;
+	return error ? VERDICT_DROPPED_FLOW_TABLE_FULL : VERDICT_BALANCED;
 }
 
 /* Make `flow` for a packet whose backend has been chosen. The reply's entry first: no reply may come before it is known. */
