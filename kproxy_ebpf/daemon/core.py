@@ -129,7 +129,7 @@ class Daemon:
         start_part("guard", pods.guard(self.options.sync_period))
         start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), pods.links.ready.wait())
-        # The objects of the cluster stay: the collector need not walk all of them again, which takes longer than a change.
+        # The objects of the cluster stay: the collector need not walk them again, which takes longer than a change.
         gc.collect()
         gc.freeze()
         self.health.synced = True
