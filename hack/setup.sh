@@ -48,14 +48,15 @@ install_project() {
     local wanted
     wanted=$(stamp_of "$extra")
     [[ -e $wanted || -e $(stamp_of "[dev]") ]] && [[ -x .venv/bin/kproxy-ebpf ]] && return
+    [[ -w . ]] || die "$PWD is not writable for $(id -un): run this as the owner of the checkout"
     if ! .venv/bin/python -c '' 2>/dev/null || [[ $(.venv/bin/python -c 'import sys; print(sys.prefix)') != "$PWD/.venv" ]]; then
         say "making .venv"
         rm -rf .venv
         "$python" -m venv --system-site-packages .venv
     fi
-    say "installing the project and what it depends on into .venv"
-    .venv/bin/pip install --disable-pip-version-check --no-input --progress-bar off -e ".$extra" | grep -v '^Requirement already' ||
-        die "pip could not install the dependencies named in pyproject.toml: is the package index reachable?"
+    with_heartbeat "installing the project and what it depends on into .venv" \
+        .venv/bin/pip install --disable-pip-version-check --no-input --quiet -e ".$extra" ||
+        die "pip could not install what pyproject.toml names: its words are above; is the package index reachable?"
     rm -f .venv/.installed*
     touch "$wanted"
 }
