@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 from tcx import EGRESS, INGRESS, programs_at
+from worlds import running_world
 
 from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
 DRAINED_SECONDS = 20  # the daemon looks every five seconds
+
+
+@pytest.fixture(scope="module")
+def world():
+    """One of its own: connections of other tests would have to end first, and the flags change."""
+    with running_world() as world:
+        yield world
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 from functools import partial
 
 import pytest
-from tcx import EGRESS, INGRESS, programs_at
 
 from kproxy_ebpf.lab.traffic import ask
 from kproxy_ebpf.lab.wait import until
@@ -132,20 +131,3 @@ def test_the_host_tracks_no_connection_of_ours(world, service):
         assert count() != "0"
     finally:
         node.run(["nft", "delete table inet t"])
-
-
-def test_cleanup_takes_everything_away(world, service):
-    daemon = world.daemon
-    daemon.stop()
-    links = [pod.host_link for pod in world.node.pods.values()]
-    assert all(programs_at(world.node, link, INGRESS) for link in links)
-    daemon.command("cleanup")
-    for link in links:
-        assert programs_at(world.node, link, INGRESS) == programs_at(world.node, link, EGRESS) == []
-        assert "clsact" not in world.node.run(["tc", "qdisc", "show", "dev", link]).stdout
-    assert [path.name for path in daemon.bpffs.iterdir() if path.suffix != ".debug"] == []  # two are the kernel's
-    with pytest.raises(OSError, match=r"unreachable|No route"):
-        ask(world.client, service.vip(4), 80)
-    daemon.command("cleanup")  # nothing left to do is no error
-    daemon.start()
-    assert ask(world.client, service.vip(4), 80).server.startswith("web")

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
+from tcx import EGRESS, INGRESS, programs_at
 
 from kproxy_ebpf.lab import Cni, Lab, Node, Pod
 from kproxy_ebpf.lab.daemon import Daemon
@@ -188,18 +190,21 @@ class Crowd:
         self._stack.close()
 
 
-def programs_of(daemon):
-    """The kernel's ids of the programs and links in force, by the name of their pin."""
-    pins = [*sorted((daemon.bpffs / "kproxy-ebpf" / "current").resolve().glob("programs/*"))]
-    links = sorted((daemon.bpffs / "kproxy-ebpf" / "links").glob("*"))
+def programs_of(daemon: Daemon) -> dict[str, object]:
+    """The kernel's ids of the pinned programs, and of those attached to each pod's link."""
+    pins = sorted((daemon.bpffs / "kproxy-ebpf" / "current").resolve().glob("programs/*"))
     assert pins
-    shown = {pin.name: bpftool("prog", "show", "pinned", str(pin)) for pin in pins}
-    return {name: value["id"] for name, value in shown.items()} | {
-        link.name: (info["id"], info["prog_id"])
-        for link in links
-        for info in [bpftool("link", "show", "pinned", str(link))]
+    links = [pod.host_link for pod in daemon.node.pods.values()]
+    return {pin.name: bpftool("prog", "show", "pinned", str(pin))["id"] for pin in pins} | {
+        f"{link} {hook}": attached(daemon.node, link, hook) for link in links for hook in ("ingress", "egress")
     }
 
 
-def bpftool(*words):
+def attached(node: Node, link: str, hook: str) -> tuple[list[int], str]:
+    """What is at a hook of a link: ids of programs by TCX, and `tc`'s words on filters."""
+    by_tcx = programs_at(node, link, {"ingress": INGRESS, "egress": EGRESS}[hook])
+    return by_tcx, node.run(["tc", "filter", "show", "dev", link, hook]).stdout
+
+
+def bpftool(*words: str) -> Any:
     return json.loads(subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True).stdout)
