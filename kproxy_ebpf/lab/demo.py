@@ -31,10 +31,11 @@ SHOWN_FLOWS = 4
 TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "mount": "mount"}
 
 MEANINGS = {
-    "untouched": "for no Service: left to the host, as our programs left every packet between pods",
+    "untouched": "begins nothing and belongs to nothing: here, requests as they reach the backends",
     "balanced": "first packet of a connection: a backend was chosen",
     "translated": "on its way to that backend",
-    "reversed": "on its way back: the client saw the VIP as its peer",
+    "reversed": "on its way back: the client sees the VIP as its peer",
+    "midstream": "TCP of no flow at this link, left to the host: here, answers as they leave the backends",
 }
 
 
@@ -79,7 +80,6 @@ class Demo:
         checked = self.daemon.command("check", check=False)
         if checked.returncode:
             raise NodeError(f"this machine can't run the datapath:\n{checked.stdout}{checked.stderr}".rstrip())
-        self._stack.callback(self.daemon.stop)
         self.daemon.start()
         until(lambda: all(ask(self.client, vip, 80) for vip in VIPS), "the Service to answer")
         shown(f"Service shop at {VIPS[0]}:80 and [{VIPS[1]}]:80, ready after {time.monotonic() - begin:.1f} s")
@@ -110,8 +110,8 @@ class Demo:
             del self.shop["shop-3"]
             self.publish()
             load.go_on(REQUESTS)
-            added = time.monotonic()
             self.add_backend("shop-4")
+            added = time.monotonic()
             self.publish()
             until(lambda: "shop-4" in load.first_seen, "shop-4 to answer")
             load.go_on(REQUESTS)

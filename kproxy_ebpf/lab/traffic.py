@@ -221,23 +221,26 @@ class EchoServer:
 
 
 class Load:
-    """New connections one after the other, in a thread, until `stop`; every failure is kept.
+    """New connections one after the other, in a thread, until `stop`; every failure is kept. `pause` is in seconds.
 
     `first_seen` and `last_seen` say when (time.monotonic) each server answered first and last.
     """
 
-    def __init__(self, place: Place, address: str, port: int, protocol: Protocol = Protocol.TCP) -> None:
+    def __init__(
+        self, place: Place, address: str, port: int, protocol: Protocol = Protocol.TCP, *, pause: float = 0
+    ) -> None:
         self.answers: Counter[str] = Counter()
         self.first_seen: dict[str, float] = {}
         self.last_seen: dict[str, float] = {}
         self.failures: list[str] = []
         self._target = (place, address, port, protocol)
+        self._pause = pause
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load on {address}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(self._pause):
             try:
                 server = ask(*self._target).server
             except OSError as error:

@@ -20,7 +20,7 @@ def test_the_next_generation_takes_over_without_a_lost_connection(world, flags):
     daemon = world.daemon
     service = world.service(world.webs)
     before = programs_of(daemon)
-    loads = [Load(world.client, service.vip(family), 80) for family in (4, 6)]
+    loads = [Load(world.client, service.vip(family), 80, pause=0.005) for family in (4, 6)]
     with Crowd(world.client, service.vip(4), 80, 50) as four, Crowd(world.client, service.vip(6), 80, 50) as six:
         try:
             daemon.stop()

@@ -168,7 +168,7 @@ class Crowd:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self):
-        while not self._stop.is_set():
+        while not self._stop.wait(0.02):
             for number, handle in enumerate(self._handles):
                 try:
                     echo(handle, b"%d of round %d" % (number, self.rounds))
