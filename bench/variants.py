@@ -71,7 +71,8 @@ def add_node(made: World, name: str, sources: Path | None) -> None:
     made.servers += [load.serve(made.program, pod, pod.ip4, SERVER_PORT) for pod in backends]
     addresses = tuple(pod.ip4 for pod in backends)
     if sources is None:
-        node.run(["nft", "-f", "-"], input=TRACKED)
+        if name == BASELINE:
+            node.run(["nft", "-f", "-"], input=TRACKED)
         made.routes[name] = Route(name, client, addresses, SERVER_PORT)
         return
     variant = Variant(node, sources)
@@ -89,6 +90,7 @@ def world(variants: dict[str, Path]) -> Iterator[World]:
         lab = stack.enter_context(Lab())
         made = World(lab, None, load.build())  # type: ignore[arg-type]
         add_node(made, BASELINE, None)
+        add_node(made, "untracked", None)
         for name, sources in variants.items():
             add_node(made, name, sources)
         yield made

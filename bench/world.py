@@ -39,7 +39,6 @@ NODE = {
     "netfilter/nf_conntrack_udp_timeout_stream": "2",
     "ipv4/icmp_ratelimit": "0",
 }
-# What any node with a firewall, a masquerade rule or a kube-proxy has: its connections are tracked.
 TRACKED = "add table inet bench; add chain inet bench c {type filter hook forward priority 0;}; " + (
     "add rule inet bench c ct state established,related accept"
 )
@@ -47,15 +46,23 @@ TRACKED = "add table inet bench; add chain inet bench c {type filter hook forwar
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a node serves its pods: which kube-proxy it runs ("" for none), and whether our daemon."""
+    """How a node serves its pods: which kube-proxy it runs ("" for none), whether our daemon, and without either
+    whether the host tracks connections, as it does beside a kube-proxy and under any firewall.
+    """
 
     label: str
     kube_proxy: str = ""
     daemon: bool = False
+    tracked: bool = False
+
+    @property
+    def balances(self) -> bool:
+        return bool(self.kube_proxy) or self.daemon
 
 
 WAYS = {
-    "direct": Way("direct pod IP, tracked by the host"),
+    "direct": Way("direct pod IP, tracked by the host", tracked=True),
+    "untracked": Way("direct pod IP, untracked"),
     "tc": Way("kproxy-ebpf, tc", daemon=True),
     "beside": Way("kproxy-ebpf, tc, beside kube-proxy nftables", kube_proxy="nftables", daemon=True),
     "nftables": Way("kube-proxy nftables", kube_proxy="nftables"),
@@ -121,8 +128,9 @@ class World:
         if self.service_count < count:
             vip = self.next_vip()
             self.add_service(f"last-{count}", vip, self.routes[BASELINE].targets)
-            for name in WAYS.keys() & self.routes.keys() - {BASELINE}:
-                self.wait_served(self.routes[name].place, vip)
+            for name, way in WAYS.items():
+                if name in self.routes and way.balances:
+                    self.wait_served(self.routes[name].place, vip)
 
     def wait_served(self, client: Namespace, vip: str) -> None:
         until(
@@ -151,12 +159,13 @@ class World:
             self.kube_proxies[name] = self._start_kube_proxy(node, way.kube_proxy)
         if way.daemon:
             self.daemons[name] = self._start_daemon(node)
-        if not way.kube_proxy and not way.daemon:
+        if way.tracked:
             node.run(["nft", "-f", "-"], input=TRACKED)
-            self.routes[name] = Route(name, client, addresses, SERVER_PORT)
-        else:
+        if way.balances:
             self.routes[name] = Route(name, client, (vip,), SERVICE_PORT)
             self.wait_served(client, vip)
+        else:
+            self.routes[name] = Route(name, client, addresses, SERVER_PORT)
 
     def add_loopback(self) -> None:
         pod: Pod = self.lab.nodes[BASELINE].pod("loopback")
