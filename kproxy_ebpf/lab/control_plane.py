@@ -16,6 +16,7 @@ import os
 import secrets
 import ssl
 import subprocess
+import time
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -35,6 +36,7 @@ SERVICE_CIDRS = "10.96.0.0/16,fd00:10:96::/112"
 API_PORT, ETCD_PORT, ETCD_PEER_PORT = 6443, 2379, 2380
 START_SECONDS = 60
 REQUEST_SECONDS = 10
+REUSE_SECONDS = 30  # the API server closes idle connections after 90 s
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -84,6 +86,7 @@ class ControlPlane:
         self.tokens = {user: secrets.token_hex(16) for user in self.users}
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self._connection: HTTPSConnection | None = None
+        self._last_used = 0.0
 
     @property
     def ca_file(self) -> Path:
@@ -121,8 +124,11 @@ class ControlPlane:
         return decoded
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None, content: str) -> tuple[int, bytes]:
+        if time.monotonic() - self._last_used > REUSE_SECONDS:
+            self._disconnect()
         if self._connection is None:
             self._connection = self.connect()
+        self._last_used = time.monotonic()
         text = json.dumps(body) if body is not None else None
         try:
             self._connection.request(method, path, text, {"Content-Type": content, **self.authorization})
