@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 VENV := .venv/bin
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kproxy_ebpf/__init__.py)
 IMAGE ?= kproxy-ebpf:$(VERSION)
-PYTEST := $(VENV)/pytest --durations=3
+# A world that fell over fails every test after it, slowly: ten failures tell enough.
+PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
