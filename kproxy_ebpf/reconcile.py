@@ -163,6 +163,10 @@ class Reconciler:
         """How many Services do not fit into which table; a table that refused writes counts as one."""
         return Counter([*self._full.values(), *self._full_in_kernel.values()])
 
+    def full_tables_of(self, name: ServiceName) -> list[str]:
+        """The tables that have no room for this Service."""
+        return [table for (_, each), table in self._full.items() if each == name]
+
     @property
     def conflicts(self) -> list[Conflict]:
         return [conflict for tables in self._tables for conflict in tables.conflicts()]

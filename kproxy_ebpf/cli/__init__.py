@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import click
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.cli import node, run, tables
+from kproxy_ebpf.cli import node, questions, run, tables
 from kproxy_ebpf.errors import KproxyError
 
 EXIT_CODES = """\b
 Exit codes (sysexits.h where there is one):
    0  done; for run: ended by SIGTERM or SIGINT, the datapath stays in force
   64  a flag or an argument is wrong
-  66  the API server, kubeconfig or manifests folder can't be used; nothing of ours is pinned
+  66  the API server, kubeconfig or manifests folder can't be used; nothing of ours is pinned; no such Service
+  69  the daemon does not answer
   70  the programs can't be loaded, or a part of the daemon died (see the log)
   71  this node lacks something: a kernel feature, headers, bpffs
   75  busy: another daemon, or another program on the port; try again
@@ -31,7 +32,7 @@ def commands() -> None:
     """Kubernetes Services for pods, in tc-eBPF, beside kube-proxy."""
 
 
-for command in (*run.COMMANDS, *tables.COMMANDS, *node.COMMANDS):
+for command in (*run.COMMANDS, *tables.COMMANDS, *questions.COMMANDS, *node.COMMANDS):
     commands.add_command(command)
 
 

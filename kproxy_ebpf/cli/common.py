@@ -32,6 +32,14 @@ bpffs_option = option(
     help="Where the BPF file system is mounted; what is ours lies below kproxy-ebpf/.",
 )
 
+metrics_address_option = option(
+    "--metrics-address",
+    default="127.0.0.1:10349",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where the daemon serves /metrics, as told to run.",
+)
+
 output_option = click.option(
     "-o",
     "--output",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+from kproxy_ebpf.cli.asking import ask_daemon
 from kproxy_ebpf.datapath.generation import Generation, current
 from kproxy_ebpf.datapath.maps import Counters, Occupancy
 from kproxy_ebpf.observe.state import read_status
-
-ANSWER_SECONDS = 2
 
 
 def node_report(bpffs: Path) -> dict[str, Any]:
@@ -45,17 +42,8 @@ def _datapath(generation: Generation) -> dict[str, Any]:
 
 def ask_health(address: str) -> dict[str, Any] | None:
     """What /healthz answers on this machine, None where it doesn't."""
-    host, _, port = address.rpartition(":")
-    connection = HTTPConnection(host.strip("[]") or "localhost", int(port), timeout=ANSWER_SECONDS)
-    try:
-        connection.request("GET", "/healthz")
-        answer = connection.getresponse()
-        body = json.loads(answer.read())
-    except (OSError, HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-    return {"status": answer.status, **body} if isinstance(body, dict) else None
+    answer = ask_daemon(address, "/healthz")
+    return {"status": answer[0], **answer[1]} if answer else None
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:

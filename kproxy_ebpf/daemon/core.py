@@ -16,9 +16,10 @@ import structlog
 import uvloop
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
+from kproxy_ebpf.config import Balancing, Mode, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.cluster import Cluster, connected
 from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.daemon.explain import Explainer
 from kproxy_ebpf.daemon.gate import Gate
 from kproxy_ebpf.daemon.observer import Reports, full_sentence
 from kproxy_ebpf.daemon.options import Options
@@ -75,7 +76,9 @@ class Daemon:
         log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
         async with AsyncExitStack() as stack:
             stack.enter_context(NodeLock(options.bpffs))
-            health, metrics = health_app(self.health, self.metrics), metrics_app(self.metrics.registry)
+            explainer = Explainer(options.node_name, lambda: self._is_on, lambda: self._reconciler)
+            health = health_app(self.health, self.metrics)
+            metrics = metrics_app(self.metrics.registry, explainer.answer)
             await stack.enter_async_context(serving(health, options.health_address, "--health-address"))
             await stack.enter_async_context(serving(metrics, options.metrics_address, "--metrics-address"))
             cluster = await stack.enter_async_context(connected(options))
@@ -162,6 +165,10 @@ class Daemon:
 
     @property
     def _plan_settings(self) -> PlanSettings:
+    @property
+    def _is_on(self) -> bool:
+        return self.keeper.current.mode is not Mode.OFF
+
         return PlanSettings(maglev=self.keeper.current.balancing is Balancing.MAGLEV)
 
     def _describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading the flow tables, for the `flows` command."""
+"""The flow tables' entries as records, for the `flows` and `trace` commands."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class FlowTuple:
     destination_port: int
     protocol: int
     direction: Direction
+
+    def reversed(self) -> FlowTuple:
+        """The opposite way, at the same hook."""
+        return FlowTuple(
+            self.destination, self.destination_port, self.source, self.source_port, self.protocol, self.direction
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +60,39 @@ _REST = Struct("=IIIIBBxxI")
 
 def read_flows(generation: Generation, family: int) -> Iterator[FlowRecord]:
     """All entries of one family's flow table, read in batches while the programs go on writing. Raises OSError."""
-    now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
-    tuple_size = _tuple_struct(family).size
     with generation.map("flows", family) as flows:
+        now = now_seconds()
         for key, value in flows.items():
-            backend_id, epoch, seen, service_id, state, flags, created = _REST.unpack_from(value, tuple_size)
-            yield FlowRecord(
-                family=family,
-                tuple=_tuple(family, key),
-                to=_tuple(family, value),
-                state=FlowState(state),
-                flags=FlowFlags(flags),
-                backend_id=backend_id,
-                epoch=epoch,
-                service_id=service_id,
-                idle_seconds=max(now - seen, 0),
-                age_seconds=max(now - created, 0),
-            )
+            yield flow_record(family, key, value, now)
+
+
+def now_seconds() -> int:
+    """The programs' clock."""
+    return int(time.clock_gettime(time.CLOCK_MONOTONIC))
+
+
+def flow_record(family: int, key: bytes, value: bytes, now: int) -> FlowRecord:
+    """One packed entry; `now` by `now_seconds`."""
+    numbers = _REST.unpack_from(value, _tuple_struct(family).size)
+    backend_id, epoch, seen, service_id, state, flags, created = numbers
+    return FlowRecord(
+        family=family,
+        tuple=_tuple(family, key),
+        to=_tuple(family, value),
+        state=FlowState(state),
+        flags=FlowFlags(flags),
+        backend_id=backend_id,
+        epoch=epoch,
+        service_id=service_id,
+        idle_seconds=max(now - seen, 0),
+        age_seconds=max(now - created, 0),
+    )
+
+
+def flow_key(family: int, tuple_: FlowTuple) -> bytes:
+    """The packed key of the entry for packets of `tuple_`."""
+    ports = (number.to_bytes(2, "big") for number in (tuple_.source_port, tuple_.destination_port))
+    return _tuple_struct(family).pack(tuple_.source, tuple_.destination, *ports, tuple_.protocol, tuple_.direction)
 
 
 def _tuple(family: int, data: bytes) -> FlowTuple:

@@ -1,4 +1,6 @@
-"""The two HTTP servers: /healthz and /livez for kubelet and load balancers, /metrics for Prometheus."""
+"""The two HTTP servers: /healthz and /livez for kubelet and load balancers, /metrics for Prometheus and /explain for
+the commands.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,14 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
 from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.observe.address import split_address
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
-
-def split_address(text: str, flag: str) -> tuple[str | None, int]:
-    """``host:port``, ``:port`` (every address) or ``[v6]:port`` as (host or None, port). Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise UsageError(f"{flag} {text!r} is no address: write HOST:PORT, :PORT or [IPV6]:PORT")
-    return host.strip("[]") or None, int(port)
+Explain = Callable[[str, str], tuple[int, dict[str, Any]]]
+"""From a Service's namespace and name to HTTP status and JSON body."""
 
 
 def health_app(health: Health, metrics: Metrics) -> web.Application:
@@ -43,8 +41,11 @@ def health_app(health: Health, metrics: Metrics) -> web.Application:
     return app
 
 
-def metrics_app(registry: CollectorRegistry) -> web.Application:
-    """Serves /metrics. Reading the maps may take a while with many flows, so it is done in a thread."""
+def metrics_app(registry: CollectorRegistry, explain: Explain | None = None) -> web.Application:
+    """Serves /metrics, and with `explain` /explain/NAMESPACE/NAME to clients on this machine.
+
+    Reading the maps may take a while with many flows, so it is done in a thread.
+    """
 
     async def handle(_: web.Request) -> web.Response:
         text = await asyncio.to_thread(generate_latest, registry)
@@ -52,7 +53,29 @@ def metrics_app(registry: CollectorRegistry) -> web.Application:
 
     app = web.Application()
     app.router.add_get("/metrics", handle)
+    if explain is not None:
+        app.router.add_get("/explain/{namespace}/{name}", _explaining(explain))
     return app
+
+
+def _explaining(explain: Explain) -> Any:
+    async def handle(request: web.Request) -> web.Response:
+        if not _is_from_here(request):
+            return web.Response(status=403, text="only for clients on this machine\n", headers=NOSNIFF)
+        status, body = explain(request.match_info["namespace"], request.match_info["name"])
+        return web.json_response(body, status=status, headers=NOSNIFF)
+
+    return handle
+
+
+def _is_from_here(request: web.Request) -> bool:
+    """Metrics are often served to all the cluster, which needs not know what else the cluster holds. A connection from
+    this machine has one address at both ends.
+    """
+    if request.transport is None:
+        return False
+    peer, own = (request.transport.get_extra_info(end) for end in ("peername", "sockname"))
+    return bool(peer and own and peer[0] == own[0])
 
 
 @asynccontextmanager

@@ -1,0 +1,255 @@
+"""What would become of a packet: the pinned programs run on it with BPF_PROG_TEST_RUN, and nothing is sent.
+
+The programs write to the maps as for any first packet, so every run is undone: the flow that it made is removed, an
+affinity entry is put back as it was. What stays is one packet in the counter of the verdict (a per-CPU counter can't be
+taken back while other CPUs count), one event where `monitor` listens (its link is lo), and, where the flow table was
+full, the loss of the two entries that were used longest ago. A run that is killed half-way leaves a flow that has no
+packets and expires within two minutes.
+
+The verdict is told from what is the packet's own (the program's answer, the frame, the flow), so it is right while
+other packets are counted on other CPUs.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Self
+
+from kproxy_ebpf.datapath.arrays import Slots
+from kproxy_ebpf.datapath.bpf import TestRun
+from kproxy_ebpf.datapath.codec import codec, unpack_frontend_values
+from kproxy_ebpf.datapath.contract import Affinity, Direction, FlowFlags, Verdict
+from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, flow_key, flow_record, now_seconds
+from kproxy_ebpf.datapath.frames import Answer, answer_of, first_packet, tuple_of
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.maps import Counters
+from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.model.tables import Backend, Frontend, FrontendFlags, FrontendKey, SourceRangeKey
+
+_U32 = struct.Struct("=I")
+_NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC
+_SHOT = 2
+_QUIET_PORTS = range(61000, 65536)  # above what Linux gives to clients on its own
+_PORT_ATTEMPTS = 64
+_RUN_ATTEMPTS = 5
+_UNSEEN_REASONS = (Verdict.DROPPED_FLOW_TABLE_FULL, Verdict.DROPPED_NO_SOURCE_PORT, Verdict.DROPPED_INTERNAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What became of `packet`. `frontend` is what the maps had for its destination, or the mark of its address as a VIP
+    where the port is not defined; `choices` are the backends that it leads to, `backend` the one that was chosen.
+    `becomes` is the tuple after translation, `answer` what the pod would get back at once.
+    """
+
+    packet: FlowTuple
+    verdict: Verdict
+    frontend: Frontend | None = None
+    choices: tuple[Backend, ...] = ()
+    backend_id: int = 0
+    backend: Backend | None = None
+    becomes: FlowTuple | None = None
+    hairpin: bool = False
+    was_affine: bool = False
+    answer: Answer | None = None
+
+    @property
+    def is_vip_only(self) -> bool:
+        return self.frontend is not None and bool(self.frontend.flags & FrontendFlags.VIP_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the maps hold for a packet before it is run. `backends` are those that may be chosen, by id: `choices`, and
+    the affine one.
+    """
+
+    frontend: Frontend | None
+    choices: frozenset[int]
+    backends: dict[int, Backend]
+    affinity: Affinity | None
+
+
+class Tracer:
+    """Runs packets of one address family; as a context manager. Raises OSError where pins can't be opened."""
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self.family = family
+        self._codec = codec(family)
+        with ExitStack() as stack:
+            opened = stack.enter_context
+            self._program = opened(generation.program("from_pod", family))
+            self._flows = opened(generation.map("flows", family))
+            self._affinity = opened(generation.map("affinity", family))
+            self._frontends = opened(generation.map("frontends", family))
+            self._backends = opened(generation.map("backends", family))
+            self._source_ranges = opened(generation.map("source_ranges", family))
+            self._slots = Slots(opened(generation.map("slots", family)))
+            self._counters = Counters(generation)
+            stack.callback(self._counters.close)
+            self._stack = stack.pop_all()
+
+    def trace(self, packet: FlowTuple) -> Trace:
+        """Run the first packet of a connection. Source port 0: one that no flow uses.
+
+        Raises UsageError where a flow has the source port that is given, BusyError where none is free or the tables
+        change all the time.
+        """
+        for _ in range(_RUN_ATTEMPTS):
+            known = self._known(packet)
+            traced = self._undone_run(self._with_unused_port(packet, known), known)
+            if self._frontend(packet) == known.frontend:
+                return traced
+        raise BusyError("the tables changed under each of the runs: try again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _known(self, packet: FlowTuple) -> _Known:
+        frontend = self._frontend(packet)
+        affinity = self._affine(packet, frontend)
+        choices = self._choices(frontend)
+        ids = choices | {affinity.backend_id} if affinity else choices
+        return _Known(frontend, choices, {number: self._backend(number) for number in sorted(ids)}, affinity)
+
+    def _frontend(self, packet: FlowTuple) -> Frontend | None:
+        for port, protocol in ((packet.destination_port, packet.protocol), (0, 0)):
+            key = FrontendKey(packet.destination, port, protocol)
+            value = self._frontends.lookup(self._codec.pack_frontend_keys((key,)))
+            if value is not None:
+                return next(unpack_frontend_values(value))
+        return None
+
+    def _choices(self, frontend: Frontend | None) -> frozenset[int]:
+        if frontend is None or not frontend.slot_count:
+            return frozenset()
+        ranges = self._slots.read([(frontend.slot_base, frontend.slot_count)])
+        return frozenset(ranges.get(frontend.slot_base, ()))
+
+    def _backend(self, number: int) -> Backend:
+        return self._codec.unpack_backend(self._backends.lookup(_U32.pack(number)) or bytes(self._codec.backend.size))
+
+    def _affinity_key(self, packet: FlowTuple, frontend: Frontend) -> bytes:
+        return packet.source + _U32.pack(frontend.service_id)
+
+    def _affine(self, packet: FlowTuple, frontend: Frontend | None) -> Affinity | None:
+        if frontend is None or not frontend.affinity_seconds:
+            return None
+        value = self._affinity.lookup(self._affinity_key(packet, frontend))
+        return Affinity.from_buffer_copy(value) if value else None
+
+    def _with_unused_port(self, packet: FlowTuple, known: _Known) -> FlowTuple:
+        """A tuple that no flow has, nor its reply with any backend that may be chosen."""
+        if packet.source_port:
+            if self._is_in_use(packet, known):
+                raise UsageError(
+                    f"source port {packet.source_port} belongs to a connection of this pod: leave it out, "
+                    "and a free one is taken"
+                )
+            return packet
+        for port in random.sample(_QUIET_PORTS, _PORT_ATTEMPTS):
+            candidate = replace(packet, source_port=port)
+            if not self._is_in_use(candidate, known):
+                return candidate
+        raise BusyError("no source port without a connection was found: name one behind the source's address")
+
+    def _is_in_use(self, packet: FlowTuple, known: _Known) -> bool:
+        return any(self._flow(each) for each in (packet, *replies(packet, known.backends.values())))
+
+    def _undone_run(self, packet: FlowTuple, known: _Known) -> Trace:
+        before = self._counters.read()
+        try:
+            run = self._program.test_run(first_packet(packet))
+            flow = self._flow(packet)
+        finally:
+            self._undo_flow(packet, known)
+            self._undo_affinity(packet, known)
+        verdict = self._verdict(packet, run, flow, known.frontend)
+        if verdict is None:
+            after = self._counters.read()
+            verdict = max(_UNSEEN_REASONS, key=lambda each: after[each][0] - before[each][0])
+        return self._told(packet, verdict, run, flow, known)
+
+    def _flow(self, packet: FlowTuple) -> FlowRecord | None:
+        key = flow_key(self.family, packet)
+        value = self._flows.lookup(key)
+        return flow_record(self.family, key, value, now_seconds()) if value else None
+
+    def _undo_flow(self, packet: FlowTuple, known: _Known) -> None:
+        """Both entries; of a flow that was made by half, the reply's. Entries of other connections stay."""
+        flow = self._flow(packet)
+        peers = [flow.to.reversed()] if flow else replies(packet, known.backends.values())
+        for peer in peers:
+            entry = self._flow(peer)
+            if entry is not None and entry.to == packet.reversed():
+                self._flows.delete(flow_key(self.family, peer))
+        if flow is not None:
+            self._flows.delete(flow_key(self.family, packet))
+
+    def _undo_affinity(self, packet: FlowTuple, known: _Known) -> None:
+        frontend = known.frontend
+        if frontend is None or not frontend.affinity_seconds:
+            return
+        key = self._affinity_key(packet, frontend)
+        if known.affinity is None:
+            self._affinity.delete(key)
+        else:
+            self._affinity.update(key, bytes(known.affinity))
+
+    def _verdict(
+        self, packet: FlowTuple, run: TestRun, flow: FlowRecord | None, frontend: Frontend | None
+    ) -> Verdict | None:
+        """By the steps of begin_flow in pod.c; None for a drop that only its counter names."""
+        if flow is not None:
+            return Verdict.DROPPED_INTERNAL if run.retval == _SHOT else Verdict.BALANCED
+        if frontend is None or run.retval == _NEXT:
+            return Verdict.UNTOUCHED
+        if frontend.flags & FrontendFlags.VIP_ONLY:
+            return Verdict.REJECTED_UNDEFINED_PORT
+        if frontend.flags & FrontendFlags.SOURCE_RANGES and not self._is_admitted(packet, frontend):
+            return Verdict.DROPPED_SOURCE_RANGE
+        if not frontend.slot_count:
+            drops = frontend.flags & FrontendFlags.DROP
+            return Verdict.DROPPED_TRAFFIC_POLICY if drops else Verdict.REJECTED_NO_BACKEND
+        return None
+
+    def _is_admitted(self, packet: FlowTuple, frontend: Frontend) -> bool:
+        key = SourceRangeKey(frontend.service_id, packet.source, 8 * len(packet.source))
+        return self._source_ranges.lookup(self._codec.pack_source_ranges((key,))) is not None
+
+    def _told(self, packet: FlowTuple, verdict: Verdict, run: TestRun, flow: FlowRecord | None, known: _Known) -> Trace:
+        choices = tuple(known.backends[number] for number in sorted(known.choices))
+        trace = Trace(packet, verdict, known.frontend, choices)
+        if run.retval == _SHOT or known.frontend is None:
+            return trace
+        if flow is None:
+            return replace(trace, answer=answer_of(run.data, self.family))
+        return replace(
+            trace,
+            backend_id=flow.backend_id,
+            backend=known.backends.get(flow.backend_id) or self._backend(flow.backend_id),
+            becomes=tuple_of(run.data, self.family),
+            hairpin=bool(flow.flags & FlowFlags.HAIRPIN),
+            was_affine=known.affinity is not None and known.affinity.backend_id == flow.backend_id,
+        )
+
+
+def replies(packet: FlowTuple, backends: Iterable[Backend]) -> Iterator[FlowTuple]:
+    """The tuples that replies to `packet` would have; of a pod that reaches itself they come from the pod."""
+    for backend in backends:
+        from_backend = FlowTuple(
+            backend.address, backend.port, packet.source, packet.source_port, packet.protocol, Direction.TO_POD
+        )
+        is_itself = backend.address == packet.source
+        yield (
+            replace(from_backend, destination=packet.destination, direction=Direction.FROM_POD)
+            if is_itself
+            else from_backend
+        )
