@@ -164,11 +164,11 @@ class Daemon:
                 self._synced.set()
 
     @property
-    def _plan_settings(self) -> PlanSettings:
-    @property
     def _is_on(self) -> bool:
         return self.keeper.current.mode is not Mode.OFF
 
+    @property
+    def _plan_settings(self) -> PlanSettings:
         return PlanSettings(maglev=self.keeper.current.balancing is Balancing.MAGLEV)
 
     def _describe(self) -> dict[str, Any]:
