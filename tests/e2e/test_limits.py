@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from worlds import running_world
 
-from kproxy_ebpf.lab.traffic import ask
+from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
 HTTP = {"http": (80, "TCP", 8080)}
@@ -18,8 +18,25 @@ HTTP = {"http": (80, "TCP", 8080)}
 @pytest.fixture(scope="module")
 def world():
     """A small one."""
-    with running_world(flags=("--max-frontends", "8")) as world:
+    with running_world(flags=("--max-frontends", "8", "--max-flows", "2048", "--sync-period", "1")) as world:
         yield world
+
+
+def test_a_flow_table_without_room_is_named_and_established_flows_go_on(world):
+    """2,048 entries are 1,024 connections. An LRU lets go of those used longest ago, never of what is in use."""
+    service = world.service(world.webs, HTTP)
+    with opened(world.client, service.vip(4), 80) as early:
+        read_answer(early, 0)
+        for _ in range(1200):
+            ask(world.client, service.vip(4), 80)
+            echo(early, b"still here")
+        until(
+            lambda: "flows_v4" in str(world.daemon.healthz()[1].get("problems")),
+            "/healthz to name the table",
+            seconds=20,
+        )
+    assert "--max-flows" in world.daemon.log()
+    service.remove()
 
 
 def test_a_full_table_is_named_and_what_fits_works(world):
