@@ -106,8 +106,12 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 		enum fate fate = fate_of(packet, flow, now);
 		if (fate == FLOW_GOES_ON)
 			return continue_flow(packet, flow, now);
-		if (fate == FLOW_IS_RESET)
+		if (fate == FLOW_IS_RESET) {
+			/* Our RST ends the flow: nobody else will, and it would count as live for days. */
+			packet->tcp_flags |= TCP_RST;
+			touch(packet, flow, now);
 			return VERDICT_RESET_BACKEND_GONE;
+		}
 	}
 	return begin_flow(packet);
 }

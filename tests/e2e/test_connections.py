@@ -91,6 +91,8 @@ def test_tcp_to_a_pod_that_is_gone_is_reset(world, family):
             return False
 
         until(reset, "the connection to be reset")
+        [flow] = [row for row in world.daemon.json("flows") if row["client"].endswith(f":{handle.getsockname()[1]}")]
+        assert flow["state"] == "closed"
 
 
 def test_tcp_to_an_endpoint_that_left_while_ready_goes_on(world, family):
