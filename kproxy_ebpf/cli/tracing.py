@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from kproxy_ebpf.cli.explaining import frontend_text, held_text
+from kproxy_ebpf.cli.explaining import frontend_text
 from kproxy_ebpf.cli.rows import Names, endpoint_text, protocol_name
 from kproxy_ebpf.datapath.contract import Direction, Verdict
 from kproxy_ebpf.datapath.flows import FlowTuple
@@ -31,6 +31,9 @@ DROPPED = {
     Verdict.DROPPED_NO_SOURCE_PORT: "dropped: another connection has this tuple, and no free source port was found",
     Verdict.DROPPED_INTERNAL: "dropped: the kernel refused what the program asked for",
 }
+
+LISTED = 10
+HOW = {"random": "at random", "maglev": "by the connection's hash (Maglev)"}
 
 
 def parse_packet(source: str, destination: str) -> FlowTuple:
@@ -91,9 +94,7 @@ def trace_report(trace: Trace, service: str | None, explained: Mapping[str, Any]
         "rule": explained["rule"] if explained else None,
         "explained": dict(explained) if explained else None,
         "choices": [endpoint_text(each.address, each.port) for each in trace.choices],
-        "balancing": ("maglev" if frontend.flags & FrontendFlags.MAGLEV else "random")
-        if trace.choices and frontend
-        else None,
+        "balancing": "maglev" if frontend and frontend.flags & FrontendFlags.MAGLEV else "random",
         "backend": _backend(trace.backend, trace.backend_id) if trace.backend else None,
         "affine": trace.was_affine,
         "verdict": trace.verdict.name.lower(),
@@ -152,15 +153,12 @@ def trace_lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"frontend  {report['frontend']} of {report['service']}" if report["frontend"] else "frontend  none"
     yield from _set_lines(report)
     if backend := report["backend"]:
-        place = "on this node" if backend["local"] else "on another node"
+        place = " on this node" if backend["local"] else ""
         how = "the one that this client used last" if report["affine"] else f"chosen {HOW[report['balancing']]}"
-        yield f"backend   {backend['endpoint']} {place}, {how} (id {backend['id']}, {backend['state']})"
+        yield f"backend   {backend['endpoint']}{place}, {how} (id {backend['id']}, {backend['state']})"
     yield f"verdict   {report['verdict']}: {report['why']}"
     if becomes := report["becomes"]:
         yield f"becomes   {becomes['source']} → {becomes['destination']}"
-
-
-HOW = {"random": "at random", "maglev": "by the connection's hash (Maglev)", None: "by affinity"}
 
 
 def _set_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -169,11 +167,17 @@ def _set_lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report["frontend"] is None:
         return
     if explained is None:
-        held = f"these backends: {', '.join(choices)}" if choices else "no backend"
-        yield f"rule      only the daemon knows, and it does not answer; the maps hold {held}"
+        yield "rule      only the daemon could tell, and it does not; the maps hold the set alone"
+        yield f"used      {_shortened(choices)}"
         return
-    if explained["held_by"]:
-        yield f"rule      {held_text(explained)}"
+    used = [each["endpoint"] for each in explained["endpoints"] if each["used"]]
+    left_out = [f"{each['endpoint']} ({each['left_out']})" for each in explained["endpoints"] if not each["used"]]
     yield f"rule      {explained['rule']}"
-    for endpoint in explained["endpoints"]:
-        yield f"          {endpoint['endpoint']} {'used' if endpoint['used'] else 'left out: ' + endpoint['left_out']}"
+    if used or left_out:
+        yield f"used      {_shortened(used)}"
+        yield f"left out  {_shortened(left_out)}"
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - LISTED} more (see explain)" if len(texts) > LISTED else ""
+    return ", ".join(texts[:LISTED]) + more if texts else "none"

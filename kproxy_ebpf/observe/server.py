@@ -8,6 +8,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
@@ -60,7 +61,9 @@ def metrics_app(registry: CollectorRegistry, explain: Explain | None = None) -> 
 
 def _explaining(explain: Explain) -> Any:
     async def handle(request: web.Request) -> web.Response:
-        if not _is_from_here(request):
+        transport = request.transport
+        ends = [transport.get_extra_info(end) for end in ("peername", "sockname")] if transport else []
+        if not is_from_here(*(end[0] for end in ends if end)):
             return web.Response(status=403, text="only for clients on this machine\n", headers=NOSNIFF)
         status, body = explain(request.match_info["namespace"], request.match_info["name"])
         return web.json_response(body, status=status, headers=NOSNIFF)
@@ -68,14 +71,14 @@ def _explaining(explain: Explain) -> Any:
     return handle
 
 
-def _is_from_here(request: web.Request) -> bool:
-    """Metrics are often served to all the cluster, which needs not know what else the cluster holds. A connection from
-    this machine has one address at both ends.
+def is_from_here(peer: str = "", own: str = "") -> bool:
+    """Whether a connection comes from this machine: over loopback, or with one address at both ends. Metrics are often
+    served to all the cluster, which needs not know what else the cluster holds.
     """
-    if request.transport is None:
+    try:
+        return ip_address(peer).is_loopback or peer == own
+    except ValueError:
         return False
-    peer, own = (request.transport.get_extra_info(end) for end in ("peername", "sockname"))
-    return bool(peer and own and peer[0] == own[0])
 
 
 @asynccontextmanager

@@ -188,7 +188,7 @@ def test_trace_works_without_the_daemon_and_explain_says_that_it_is_gone(world, 
         assert report["service"] == f"default/{service.name}:http"
         assert set(report["choices"]) == {at(web.ip4) for web in world.webs}
         lines = world.daemon.command("trace", world.client.ip4, f"{service.vip4}:80/tcp").stdout
-        assert "only the daemon knows" in lines
+        assert "only the daemon could tell" in lines
         gone = world.node.run([COMMAND, "explain", f"default/{service.name}"], check=False)
         assert gone.returncode == os.EX_UNAVAILABLE
         assert "no daemon answers" in gone.stderr
