@@ -27,7 +27,7 @@ enum timeout_seconds {
 
 static __always_inline __u32 now_seconds(void)
 {
-	return bpf_ktime_get_ns() / NANOSECONDS_PER_SECOND;
+	return COARSE_CLOCK() / NANOSECONDS_PER_SECOND;
 }
 
 static __always_inline __u32 tcp_timeout(__u8 state)

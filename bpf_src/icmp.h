@@ -48,7 +48,8 @@ static __always_inline bool translate_quoted(const struct packet *outer, const s
 	if (IP_FAMILY == 6)
 		error = error ?: bpf_l4_csum_replace(skb, checksum, 0, difference, 0);
 	error = error ?: write_ports(skb, quoted->transport_offset, to);
-	return !(error ?: write_addresses(skb, outer->transport_offset + ICMP_HEADER_BYTES, to, difference));
+	error = error ?: adjust_network_checksum(skb, outer->transport_offset + ICMP_HEADER_BYTES, difference);
+	return !(error ?: write_addresses(skb, outer->transport_offset + ICMP_HEADER_BYTES, to));
 }
 
 static __always_inline bool translate_outer(const struct packet *outer, const struct tuple *to)
@@ -59,7 +60,8 @@ static __always_inline bool translate_outer(const struct packet *outer, const st
 	if (IP_FAMILY == 6)
 		error = bpf_l4_csum_replace(outer->skb, outer->transport_offset + ICMP_CHECKSUM_OFFSET, 0, difference,
 					    BPF_F_PSEUDO_HDR);
-	return !(error ?: write_addresses(outer->skb, NETWORK_OFFSET, to, difference));
+	error = error ?: adjust_network_checksum(outer->skb, NETWORK_OFFSET, difference);
+	return !(error ?: write_addresses(outer->skb, NETWORK_OFFSET, to));
 }
 
 static __always_inline enum verdict translate_icmp_error(struct packet *outer)

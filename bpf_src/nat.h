@@ -43,20 +43,34 @@ static __always_inline __u32 checksum_offset(__u8 protocol)
 	return protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
 }
 
+/* What the one's complement sum over the addresses changes by, as bpf_csum_diff would have it, but without a call. */
 static __always_inline __s64 address_difference(const struct tuple *from, const struct tuple *to)
 {
-	return bpf_csum_diff((__be32 *)&from->source, 2 * ADDRESS_BYTES, (__be32 *)&to->source, 2 * ADDRESS_BYTES, 0);
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < ADDRESS_WORDS; i++) {
+		sum += (__u64)(__u32)~from->source.words[i] + to->source.words[i];
+		sum += (__u64)(__u32)~from->destination.words[i] + to->destination.words[i];
+	}
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
 }
 
-/* Write the addresses of `to` into the IP header at `offset`; `difference` goes into its checksum, if it has one. */
-static __always_inline long write_addresses(struct __sk_buff *skb, __u32 offset, const struct tuple *to, __s64 difference)
+/* IPv6 has no checksum of its header. */
+static __always_inline long adjust_network_checksum(struct __sk_buff *skb, __u32 offset, __s64 difference)
 {
-	long error = 0;
-
 #if IP_FAMILY == 4
-	error = bpf_l3_csum_replace(skb, offset + offsetof(struct iphdr, check), 0, difference, 0);
+	return bpf_l3_csum_replace(skb, offset + offsetof(struct iphdr, check), 0, difference, 0);
+#else
+	return 0;
 #endif
-	return error ?: bpf_skb_store_bytes(skb, offset + ADDRESSES_OFFSET, (void *)&to->source, 2 * ADDRESS_BYTES, 0);
+}
+
+/* Write the addresses of `to` into the IP header at `offset`. */
+static __always_inline long write_addresses(struct __sk_buff *skb, __u32 offset, const struct tuple *to)
+{
+	return bpf_skb_store_bytes(skb, offset + ADDRESSES_OFFSET, (void *)&to->source, 2 * ADDRESS_BYTES, 0);
 }
 
 static __always_inline long write_ports(struct __sk_buff *skb, __u32 offset, const struct tuple *to)
@@ -78,6 +92,15 @@ static __always_inline long adjust_checksum(const struct packet *packet, const s
 	return error;
 }
 
+static __always_inline long write_tuple(const struct packet *packet, const struct tuple *to)
+{
+	/* Without options the ports follow the addresses in the packet, as they do in struct tuple: one write. */
+	if (packet->transport_offset == NETWORK_OFFSET + NETWORK_HEADER_BYTES)
+		return bpf_skb_store_bytes(packet->skb, NETWORK_OFFSET + ADDRESSES_OFFSET, (void *)&to->source,
+					   2 * ADDRESS_BYTES + sizeof(struct ports), 0);
+	return write_addresses(packet->skb, NETWORK_OFFSET, to) ?: write_ports(packet->skb, packet->transport_offset, to);
+}
+
 /*
  * Give the packet the tuple `new_tuple`. Returns false where the kernel refused: the packet may be half written and must be dropped.
  * SCTP's checksum is not touched here: see sctp.h.
@@ -94,7 +117,6 @@ static __always_inline bool translate(struct packet *packet, const struct tuple 
 
 	if (packet->protocol != IPPROTO_SCTP)
 		error = adjust_checksum(packet, to, difference);
-	if (ports_word(&packet->tuple) != ports_word(to))
-		error = error ?: write_ports(packet->skb, packet->transport_offset, to);
-	return !(error ?: write_addresses(packet->skb, NETWORK_OFFSET, to, difference));
+	error = error ?: adjust_network_checksum(packet->skb, NETWORK_OFFSET, difference);
+	return !(error ?: write_tuple(packet, to));
 }

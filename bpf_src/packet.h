@@ -43,6 +43,20 @@ struct packet {
 	struct tuple to;	/* what it has become, if it was translated */
 };
 
+#define DIRECT_OFFSET_MAX 0x1fff
+
+/* Copy from the packet: straight from its linear part, where headers almost always are, else by the helper. */
+static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void *to, __u32 bytes)
+{
+	void *start = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (offset <= DIRECT_OFFSET_MAX && start + offset + bytes <= end) {
+		__builtin_memcpy(to, start + offset, bytes);
+		return 0;
+	}
+	return bpf_skb_load_bytes(skb, offset, to, bytes);
+}
+
 /* The first 16 bytes of a transport header; of UDP only 8 are there. */
 struct transport_start {
 	__be16 source_port_be;
@@ -92,7 +106,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	struct network network = { .kind = PACKET_MALFORMED };
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+	if (load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 		return network;
 	__u32 header_bytes = ip.ihl * 4;
 	__u32 total_bytes = bytes_told(skb, ip.tot_len, skb->len - offset, inner);
@@ -135,7 +149,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	struct network network = { .kind = PACKET_MALFORMED };
 	struct ipv6hdr ip;
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
+	if (load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version != 6)
 		return network;
 	__u32 payload_bytes = bytes_told(skb, ip.payload_len, skb->len - offset - sizeof(ip), inner);
 	if (!inner && payload_bytes > skb->len - offset - sizeof(ip))
@@ -230,8 +244,8 @@ static __always_inline enum packet_kind parse_transport(struct packet *packet)
 	}
 	if (!has_ports(packet->protocol))
 		return PACKET_OTHER;
-	__u32 bytes = packet->protocol == IPPROTO_UDP ? sizeof(struct udphdr) : sizeof(start);
-	if (bpf_skb_load_bytes(skb, packet->transport_offset, &start, bytes))
+	if (packet->protocol == IPPROTO_UDP ? load_bytes(skb, packet->transport_offset, &start, sizeof(struct udphdr))
+					    : load_bytes(skb, packet->transport_offset, &start, sizeof(start)))
 		return PACKET_MALFORMED;
 	if (packet->protocol == IPPROTO_TCP)
 		packet->tcp_flags = start.tcp_flags;

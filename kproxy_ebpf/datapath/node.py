@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kproxy_ebpf.datapath import bpffs, libbpf
 from kproxy_ebpf.datapath.headers import find_headers
+from kproxy_ebpf.datapath.kernel import kernel_version
 from kproxy_ebpf.datapath.source import source_folder
 from kproxy_ebpf.errors import NodeError
 
@@ -58,12 +59,6 @@ def cgroup2_mount(mounts: Path = Path("/proc/self/mounts")) -> Path | None:
         if kind == "cgroup2":
             return Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), folder))
     return None
-
-
-def kernel_version(release: str | None = None) -> tuple[int, int]:
-    """(major, minor) of the running kernel, or of the `release` given."""
-    match = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _privileges() -> Check:
