@@ -20,7 +20,7 @@ def service(world):
 
 def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, service, family):
     daemon = world.daemon
-    before = programs_of(daemon)
+    before, tables = programs_of(daemon), tables_of(daemon)
     with Crowd(world.client, service.vip(family), 80, CONNECTIONS) as crowd:
         assert set(crowd.spread) == {"web1", "web2", "web3"}
         crowd.go_on()
@@ -31,9 +31,20 @@ def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, se
         daemon.start()
         crowd.go_on()
         assert crowd.failures == []
-    assert programs_of(daemon) == before
-    written = {name: value for name, value in daemon.metrics().items() if "map_writes_total" in name and value}
-    assert written == {}
+    assert (programs_of(daemon), tables_of(daemon)) == (before, tables)
+    assert written_by(daemon) == {}
+    world.service(world.webs)  # the count would have told
+    assert written_by(daemon)
+
+
+def tables_of(daemon):
+    """What the commands show of the tables: ids and epochs too."""
+    return [daemon.json(table) for table in ("services", "backends")]
+
+
+def written_by(daemon):
+    """How many entries the daemon wrote since its start, by table."""
+    return {name: value for name, value in daemon.metrics().items() if "map_writes_total" in name and value}
 
 
 def test_a_change_while_the_daemon_was_gone_is_in_force_after_its_start(world, family):
@@ -48,6 +59,9 @@ def test_a_change_while_the_daemon_was_gone_is_in_force_after_its_start(world, f
 def test_sigterm_ends_the_daemon_cleanly_and_the_datapath_stays(world, service, family):
     assert world.daemon.stop() == 0
     assert ask(world.client, service.vip(family), 80).server.startswith("web")
+    for command in ("status", "services", "backends", "flows"):
+        assert world.daemon.json(command), command
+    assert "not running" in world.daemon.command("status").stdout
     world.daemon.start()
 
 

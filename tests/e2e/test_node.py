@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import threading
 from functools import partial
 
 import pytest
+import yaml
 
+from kproxy_ebpf.lab.daemon import COMMAND
 from kproxy_ebpf.lab.traffic import ask
 from kproxy_ebpf.lab.wait import until
 
@@ -131,3 +136,55 @@ def test_the_host_tracks_no_connection_of_ours(world, service):
         assert count() != "0"
     finally:
         node.run(["nft", "delete table inet t"])
+
+
+def test_fragments_are_counted_and_left_to_the_host(world, service):
+    before = verdicts(world.daemon).get("fragment", 0)
+    with world.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        handle.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: may be fragmented
+        handle.sendto(b"x" * 4000, (service.vip4, 53))
+    until(lambda: verdicts(world.daemon).get("fragment", 0) - before == 3, "three fragments to be counted")
+
+
+def verdicts(daemon):
+    """Packets by verdict, from the maps."""
+    return {name: count["packets"] for name, count in daemon.json("status")["verdicts"].items()}
+
+
+def test_of_two_services_with_one_vip_the_older_is_served_and_the_conflict_named(world):
+    daemon = world.daemon
+    first = world.service(world.webs[:1], name="first")
+    manifest = yaml.safe_load(daemon.manifests.folder.joinpath("service-first.yaml").read_text())
+    manifest["metadata"] |= {"name": "second", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    original = yaml.safe_load(daemon.manifests.folder.joinpath("service-first.yaml").read_text())
+    original["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+    daemon.manifests.write("service-first", original)
+    daemon.manifests.write("service-second", manifest)
+    daemon.manifests.endpoints("second", [world.webs[1].ip4, world.webs[1].ip6])
+    until(lambda: "default/second" in str(daemon.json("status")["daemon"]["conflicts"]), "status to name the loser")
+    assert {ask(world.client, first.vip4, 80).server for _ in range(10)} == {"web1"}
+    daemon.manifests.remove_service("first")
+    until(lambda: ask(world.client, first.vip4, 80).server == "web2", "the younger one to take over")
+    daemon.manifests.remove_service("second")
+
+
+def test_monitor_shows_a_connection_as_it_happens(world, service, family):
+    daemon = world.daemon
+    arguments = [COMMAND, "monitor", "--bpffs", daemon.bpffs, "-o", "json"]
+    process = world.node.popen(arguments, stdout=subprocess.PIPE)
+    try:
+        seen = threading.Event()
+        client = world.client.address(family)
+
+        def read():
+            for line in process.stdout:
+                if client in line and service.vip(family) in line and "balanced" in line:
+                    seen.set()
+                    return
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        until(lambda: ask(world.client, service.vip(family), 80) and seen.wait(0.1), "an event of a connection")
+        reader.join()
+    finally:
+        world.node.end(process)

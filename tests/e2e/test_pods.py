@@ -56,7 +56,9 @@ def test_only_pod_links_are_touched(world):
     node.ip("link add other0 type veth peer name other1", "link set other0 up", "link set other1 up")
     pod = node.pod("witness")  # its link comes later: once it is equipped, the others have been seen
     until(lambda: is_equipped(node, pod.host_link), "the witness's link to carry programs")
-    assert [link for link in ("eth0", "lo", "other0", "other1") if not is_bare(node, link)] == []
+    assert [link for link in ("eth0", "lo", "other0", "other1", pod.host_link) if not is_bare(node, link)] == [
+        pod.host_link
+    ]
     node.ip("link del other0")
     node.remove(pod)
 
@@ -78,3 +80,12 @@ def test_filters_of_others_survive_on_our_links(world, service, family):
         node.run(["tc", "filter", "del", "dev", link, "egress", "prio", "49000"])
         if bare:
             node.run(["tc", "qdisc", "del", "dev", link, "clsact"])
+
+
+def test_pins_go_with_their_link(world):
+    folder = world.daemon.bpffs / "kproxy-ebpf" / "links"
+    pod = world.node.pod("brief")
+    prefix = f"{world.node.ifindex(pod.host_link)}-"
+    until(lambda: any(pin.name.startswith(prefix) for pin in folder.iterdir()), "the link to have a pin")
+    world.node.remove(pod)
+    until(lambda: not any(pin.name.startswith(prefix) for pin in folder.iterdir()), "its pin to be gone")

@@ -178,3 +178,25 @@ def test_internal_traffic_policy_local_without_a_local_endpoint_drops(world, fam
         raise AssertionError("a remote endpoint answered")
 
     until(dropped, "the policy to drop on node1")
+
+
+def test_external_ips_lead_to_the_same_backends(world, family):
+    external = {4: f"192.0.2.{world.node.ip4[-1]}", 6: "2001:db8::1"}[family]
+    service = world.service(world.webs[:1], wait=False, externalIPs=[external])
+    until(lambda: ask(world.client, external, 80).server == "web1", f"{service.name} to be in force")
+    service.remove()
+
+
+def test_strict_reverse_path_filtering_is_no_obstacle(world, service):
+    """Hairpin too: what comes back to a pod with the VIP as its source never meets the filter."""
+    node, web = world.node, world.webs[0]
+    own = world.service([web])
+    links = [pod.host_link for pod in node.pods.values()]
+    strict = {f"ipv4/conf/{link}/rp_filter": "1" for link in ("all", "eth0", *links)}
+    before = {key: node.read_sysctl(key) for key in strict}
+    node.sysctl(strict)
+    try:
+        assert {ask(world.client, service.vip4, 80).server for _ in range(50)} == {"web1", "web2", "web3"}
+        assert ask(web, own.vip4, 80).server == web.name
+    finally:
+        node.sysctl(before)
