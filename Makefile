@@ -12,7 +12,7 @@ PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
-.PHONY: help setup setup-dev preflight demo test $(TEST_STEPS) control-plane bench image clean
+.PHONY: help setup setup-dev preflight demo test $(TEST_STEPS) control-plane bench bench-scale image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ control-plane: setup-dev ## build etcd, kube-apiserver and so on once, into the 
 
 bench: preflight setup-dev control-plane ## measure against kube-proxy; writes bench/results/ (root)
 	@$(VENV)/python -m bench
+
+bench-scale: preflight setup-dev control-plane ## the same for 10,000 Services of 20 endpoints; 15 minutes (root)
+	@$(VENV)/python -m bench.scale
 
 image: ## build the container image (needs docker or a work-alike)
 	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .

@@ -72,7 +72,7 @@ class _Watch:
     def __init__(self, world: World) -> None:
         self.arrived: dict[str, float] = {}
         path = object_path("EndpointSlice")
-        version = world.cluster.api("GET", path)["metadata"]["resourceVersion"]
+        version = world.cluster.api("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
         self._connection = world.cluster.connect()
         watch = f"{path}?watch=1&resourceVersion={version}"
         self._connection.request("GET", watch, headers=world.cluster.authorization)

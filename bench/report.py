@@ -41,14 +41,14 @@ class Report:
         return {
             "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": commit(),
             "machine": machine(),
             **asdict(self),
             "summaries": [asdict(summary) for summary in summarise(self.samples)],
         }
 
     def markdown(self) -> str:
-        parts = [f"Measured {datetime.now(UTC):%Y-%m-%d} at commit {_commit()} on {_machine_line()}."]
+        parts = [f"Measured {datetime.now(UTC):%Y-%m-%d} at commit {commit()} on {machine_line()}."]
         parts += [_traffic_table(*key, group) for key, group in _by_setting(summarise(self.samples)).items()]
         parts += [part for part in (self._costs(), self._daemon()) if part]
         return "\n\n".join(parts) + "\n"
@@ -60,7 +60,7 @@ class Report:
             [cost.workload, f"`{cost.program}`", f"{cost.runs_per_request:.1f}", f"{cost.ns_per_run:.0f}"]
             for cost in self.costs
         ]
-        return "**Programs** (`bpf_stats`, its own cost included)\n\n" + _table(
+        return "**Programs** (`bpf_stats`, its own cost included)\n\n" + table(
             ["workload", "program", "runs per request", "ns per run"], rows
         )
 
@@ -81,7 +81,7 @@ class Report:
             if item.lost:
                 rows.append(["changes that never reached the map", str(item.lost)])
         rows += [[f"start, {what}", f"{seconds:.1f} s"] for what, seconds in self.seconds_to_start.items()]
-        return "**Daemon**\n\n" + _table(["", ""], rows) if rows else ""
+        return "**Daemon**\n\n" + table(["", ""], rows) if rows else ""
 
     def save(self, what: str) -> Path:
         """Write the raw numbers, and the tables as the latest ones; return the path of the former."""
@@ -108,7 +108,7 @@ def _traffic_table(services: int, cores: str, group: Sequence[Summary]) -> str:
     ordered = sorted(cells, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
     rows = [[LABELS.get(name, name), *(cells[name].get(workload, "") for workload in workloads)] for name in ordered]
     heading = f"**{services:,} Services, {cores}**: requests per second relative to `{BASELINE}` (quartiles)\n\n"
-    return heading + _table(["path", *workloads], rows)
+    return heading + table(["path", *workloads], rows)
 
 
 def _cell(summary: Summary) -> str:
@@ -118,7 +118,7 @@ def _cell(summary: Summary) -> str:
     return f"{summary.ratio:.2f} ({summary.ratio_low:.2f} to {summary.ratio_high:.2f}){failed}"
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
@@ -134,12 +134,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _machine_line() -> str:
+def machine_line() -> str:
     facts = machine()
     return f"Linux {facts['kernel']}, {facts['cores']} cores ({facts['cpu']}), {facts['memory_mib'] // 1024} GiB"
 
 
-def _commit() -> str:
+def commit() -> str:
     def git(*words: str) -> str:
         where = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=False).stdout.strip()

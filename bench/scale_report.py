@@ -1,0 +1,100 @@
+"""What `bench.scale` found: raw numbers as JSON beside the command that made them, and a table for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.freshness import Freshness
+from bench.report import RESULTS, commit, machine, machine_line, table
+from bench.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One way at one size. Times in seconds where not said, CPU in percent of one core.
+
+    `first_effect` runs from the start of the process to the first answer through the last Service's VIP. `sync_metric`
+    is what the process says that its syncs took until then. `restart` (ours only): a start beside the tables of the
+    last run, until everything is in force again. Changes are measured from the patch sent to the packet.
+    """
+
+    way: str
+    services: int
+    endpoints: int
+    load_average: float
+    first_effect: float
+    sync_metric: float
+    memory: Usage
+    idle_cpu_percent: float
+    changes: int
+    change_p50_ms: float
+    change_p99_ms: float
+    cpu_ms_per_change: float
+    memory_after: Usage
+    restart: float | None = None
+    fresh: Freshness | None = None
+
+
+ROWS: dict[str, Callable[[Result], str]] = {
+    "process start to first effect at the packet": lambda it: f"{it.first_effect:.2f} s",
+    "of it in syncs, by its own metric": lambda it: f"{it.sync_metric:.2f} s",
+    "memory after the first sync (RSS; PSS; peak RSS)": lambda it: _memory(it.memory),
+    "memory after all changes": lambda it: _memory(it.memory_after),
+    "CPU while nothing changes": lambda it: f"{it.idle_cpu_percent:.2f} %",
+    "PATCH sent to effect at the packet (p50; p99)": lambda it: f"{it.change_p50_ms:,.1f}; {it.change_p99_ms:,.1f} ms",
+    "changes of which": lambda it: str(it.changes),
+    "CPU for each": lambda it: f"{it.cpu_ms_per_change:,.1f} ms",
+    "EndpointSlice event to map, up to 50 a second (p50; p99; largest)": lambda it: _fresh(it.fresh),
+    "start beside full tables, all in force": lambda it: "" if it.restart is None else f"{it.restart:.2f} s",
+    "load average before": lambda it: f"{it.load_average:.1f}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run. `note` says what else the machine did."""
+
+    command: str
+    note: str
+    seconds_to_fill: float
+    results: Sequence[Result]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.results[0].services, self.results[0].endpoints
+
+    def markdown(self) -> str:
+        services, endpoints = self.size
+        rows = [[name, *(cell(result) for result in self.results)] for name, cell in ROWS.items()]
+        parts = [
+            f"**{services:,} Services of {endpoints} endpoints**: `{self.command}`",
+            table(["", *(result.way for result in self.results)], rows),
+            f"Measured {datetime.now(UTC):%Y-%m-%d} at commit {commit()} on {machine_line()}. {self.note}".rstrip(),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def save(self) -> Path:
+        """Write the raw numbers, and the table beside them; return the path of the latter."""
+        services, endpoints = self.size
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M}-scale-{services}x{endpoints}.json"
+        path.write_text(json.dumps({"commit": commit(), "machine": machine(), **asdict(self)}, indent=1) + "\n")
+        latest = RESULTS / f"scale-{services}x{endpoints}.md"
+        latest.write_text(self.markdown())
+        return latest
+
+
+def _memory(usage: Usage) -> str:
+    return f"{usage.rss:.0f}; {usage.pss:.0f}; {usage.peak_rss:.0f} MiB"
+
+
+def _fresh(fresh: Freshness | None) -> str:
+    if fresh is None:
+        return ""
+    lost = f", {fresh.lost} of {fresh.changes} lost" if fresh.lost else ""
+    times = (fresh.event_to_map_p50_ms, fresh.event_to_map_p99_ms, fresh.event_to_map_max_ms)
+    return "; ".join(f"{time:.1f}" for time in times) + f" ms{lost}"

@@ -1,0 +1,34 @@
+"""What a process weighs, from /proc."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """MiB now (`rss`, `pss`) and at most (`peak_rss`); CPU seconds so far, those of ended children included."""
+
+    rss: float
+    pss: float
+    peak_rss: float
+    cpu_seconds: float
+
+
+def usage(pid: int) -> Usage:
+    """Raises OSError when there is no such process."""
+    proc = Path(f"/proc/{pid}")
+    rollup, status = _kib(proc / "smaps_rollup"), _kib(proc / "status")
+    # The name, in parentheses, may hold blanks; utime, stime, cutime, cstime are the 14th to 17th fields.
+    fields = (proc / "stat").read_text().rpartition(")")[2].split()
+    ticks = sum(int(text) for text in fields[11:15])
+    return Usage(rollup["Rss"] / 1024, rollup["Pss"] / 1024, status["VmHWM"] / 1024, ticks / TICKS_PER_SECOND)
+
+
+def _kib(path: Path) -> dict[str, int]:
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
