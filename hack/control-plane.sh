@@ -54,19 +54,29 @@ linker_flags() {
 build() {
     local program=$1
     CGO_ENABLED=0 with_heartbeat "building $program" \
-        "$go" build -mod=readonly -p 2 -trimpath -ldflags "$(linker_flags)" -o "$folder/.$program.$$" "$(package_of "$program")" ||
+        "$go" build -mod=readonly -p 2 -trimpath -ldflags "$(linker_flags)" -o "$folder/.building-$program" "$(package_of "$program")" ||
         die "$program could not be built: the compiler's words are above"
-    mv "$folder/.$program.$$" "$folder/$program"
+    mv "$folder/.building-$program" "$folder/$program"
+}
+
+missing_programs() {
+    local program
+    missing=()
+    for program in "${programs[@]}"; do
+        [[ -x $folder/$program ]] || missing+=("$program")
+    done
 }
 
 folder=$cache/control-plane/$(sha256sum go.mod go.sum | sha256sum | cut -c1-16)
 mkdir -p "$folder"
-missing=()
-for program in "${programs[@]}"; do
-    [[ -x $folder/$program ]] || missing+=("$program")
-done
+missing_programs
 if ((${#missing[@]})); then
-    trap 'rm -f "$folder"/.*.$$' EXIT
+    exec 9>"$cache/control-plane/.lock"
+    flock --nonblock 9 || { say "another build is going on: waiting for it"; flock 9; }
+    rm -f "$folder"/.building-*
+    missing_programs # what the other build has made
+fi
+if ((${#missing[@]})); then
     find_go
     say "building ${missing[*]} into $folder (once; 7 to 13 minutes in all when nothing is cached)"
     with_heartbeat "downloading modules (0.8 GB)" "$go" mod download || die "the Go modules could not be downloaded: is the module proxy reachable?"

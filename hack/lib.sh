@@ -15,7 +15,7 @@ with_heartbeat() {
     shift
     say "$label ..."
     (
-        while sleep 20; do say "$label: still going after $((SECONDS - started)) s"; done
+        while sleep 20 && kill -0 $$ 2>/dev/null; do say "$label: still going after $((SECONDS - started)) s"; done
     ) &
     beat=$!
     "$@" || status=$?
