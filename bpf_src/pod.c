@@ -50,6 +50,8 @@ static __always_inline enum verdict leave(const struct packet *packet)
  */
 static __always_inline enum backend_state state_of_backend(const struct flow *flow)
 {
+	if (!flow->backend_id)
+		return BACKEND_USABLE; /* of no Service: nothing will ever be learned of it */
 	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
 
 	return backend && backend->epoch == flow->epoch ? backend->state : BACKEND_LEFT;
@@ -81,13 +83,15 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 
 	__u32 now = now_seconds();
 	struct choice choice = choose_backend(packet, now);
-	if (choice.verdict != VERDICT_BALANCED)
+	if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
+		choice.verdict = VERDICT_TRANSLATED;
+	else if (choice.verdict != VERDICT_BALANCED)
 		return choice.verdict;
 	struct flow flow = {};
 	enum verdict verdict = create_flow(packet, choice.backend_id, now, &flow);
 	if (verdict != VERDICT_BALANCED)
 		return verdict;
-	return translate(packet, &flow.to) ? VERDICT_BALANCED : VERDICT_DROPPED_INTERNAL;
+	return translate(packet, &flow.to) ? choice.verdict : VERDICT_DROPPED_INTERNAL;
 }
 
 static __always_inline enum verdict continue_flow(struct packet *packet, struct flow *flow, __u32 now)

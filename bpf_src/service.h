@@ -156,29 +156,49 @@ static __always_inline enum verdict insert_reply(struct flow *flow, const struct
 	return error ? VERDICT_DROPPED_FLOW_TABLE_FULL : VERDICT_BALANCED;
 }
 
-/* Make `flow` for a packet whose backend has been chosen. The reply's entry first: no reply may come before it is known. */
+/*
+ * Would the answers to this packet, which is for no Service, be taken for those of a flow? Its client talks to one backend
+ * through a VIP and without it, from one port. What is left of a flow that is over is forgotten here.
+ */
+static __always_inline bool has_answers_like_a_flow(const struct packet *packet, __u32 now)
+{
+	struct tuple reply_key = reversed(&packet->tuple, TO_POD);
+	struct flow *existing = flows.lookup(&reply_key);
+
+	if (!existing)
+		return false;
+	if (existing->state != FLOW_CLOSED && !is_expired(existing, now))
+		return true;
+	flows.delete(&reply_key);
+	return false;
+}
+
+/*
+ * Make `flow` for a packet whose backend has been chosen; with backend 0 its destination stays, and only its source port
+ * changes. The reply's entry first: no reply may come before it is known.
+ */
 static __always_inline enum verdict create_flow(const struct packet *packet, __u32 backend_id, __u32 now, struct flow *flow)
 {
-	struct backend *backend = backends.lookup(&backend_id);
-
-	if (!backend || backend->state == BACKEND_FREE)
-		return VERDICT_DROPPED_INTERNAL;
 	flow->to = packet->tuple;
-	flow->to.destination = backend->address;
-	flow->to.destination_port_be = backend->port_be;
 	flow->to.direction = TO_POD;
 	flow->backend_id = backend_id;
-	flow->epoch = backend->epoch;
-	flow->service_id = backend->service_id;
 	flow->last_seen_seconds = now;
 	flow->created_seconds = now;
-	flow->state = FLOW_NEW;
-	flow->flags = 0;
-	if (same_address(&backend->address, &packet->tuple.source)) {
-		/* A packet from itself is a martian to the pod; from the VIP it is not, and the answer comes back to us. */
-		flow->to.source = packet->tuple.destination;
-		flow->to.direction = FROM_POD;
-		flow->flags = FLOW_HAIRPIN;
+	if (backend_id) {
+		struct backend *backend = backends.lookup(&backend_id);
+
+		if (!backend || backend->state == BACKEND_FREE)
+			return VERDICT_DROPPED_INTERNAL;
+		flow->to.destination = backend->address;
+		flow->to.destination_port_be = backend->port_be;
+		flow->epoch = backend->epoch;
+		flow->service_id = backend->service_id;
+		if (same_address(&backend->address, &packet->tuple.source)) {
+			/* A packet from itself is a martian to the pod; from the VIP it is not, and the answer comes back to us. */
+			flow->to.source = packet->tuple.destination;
+			flow->to.direction = FROM_POD;
+			flow->flags = FLOW_HAIRPIN;
+		}
 	}
 	enum verdict verdict = insert_reply(flow, &packet->tuple, now);
 	if (verdict == VERDICT_BALANCED && flows.update((struct tuple *)&packet->tuple, flow))

@@ -150,3 +150,20 @@ def test_a_udp_service_that_is_removed_ends_its_flows(world, family):
             return False
 
         until(ended, "datagrams to fall through to the node")
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+def test_the_client_port_of_a_connection_to_the_vip_is_free_for_one_to_the_backend_itself(world, family, closed):
+    """Their replies have the same addresses and ports: one must not be taken for the other's."""
+    web = world.webs[0]
+    service = world.service([web])
+    source_port = SOURCE_PORT + 100 + 10 * family + closed
+    with opened(world.client, service.vip(family), 80, source_port=source_port) as through_vip:
+        read_answer(through_vip, 0)
+        through_vip.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a RST
+        if closed:
+            through_vip.close()
+        answer = ask(world.client, web.address(family), 8080, source_port=source_port)
+        assert answer.server == web.name
+        if not closed:
+            echo(through_vip, b"still through the VIP")
