@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,24 +188,11 @@ class KubeWorld:
         """namespace/name of every Service in the daemon's tables."""
         return {row["service"].partition(":")[0] for row in self.daemon.json("services")}
 
-    def until_synced(self) -> None:
-        """Until a Service made now is in force: so is all that came before it, the watch being in order."""
-        probe = self.service("nothing-has-this-label")
-        for family in (4, 6):
-            until(partial(_is_refused, probe, family), "a probe Service to be in force", seconds=40)
-        self.control.api("DELETE", object_path("Service", probe.name))
-
     def close(self) -> None:
         for server in self.servers.values():
             server.close()
         if self.daemon.process is not None:
             self.daemon.stop()
-
-
-def _is_refused(service: Service, family: int) -> bool:
-    with suppress(ConnectionRefusedError):
-        return not service.ask(family)
-    return True
 
 
 def build_world(lab: Lab, control: ControlPlane) -> KubeWorld:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager
 
 import pytest
 from kube_world import DNS, PORTS
@@ -84,21 +85,23 @@ def test_a_terminating_pod_keeps_its_connections_until_it_is_gone(world, family)
     service = world.service(app)
     service.wait_for(names([leaver, stayer]), family)
 
-    handle, server = None, ""
-    while server != leaver.name:
-        if handle is not None:
-            handle.__exit__(None, None, None)
-        handle = opened(world.client, service.vip(family), 80)
-        connection = handle.__enter__()
-        server = read_answer(connection, 0).server
+    with connection_to(leaver, world, service, family) as connection:
+        world.delete(leaver, grace_seconds=60)
+        service.wait_for(names([stayer]), family)
+        echo(connection, b"still here")
 
-    world.delete(leaver, grace_seconds=60)
-    service.wait_for(names([stayer]), family)
-    echo(connection, b"still here")
+        world.delete(leaver)
+        until(lambda: _is_reset(connection), "a RST from the datapath")
 
-    world.delete(leaver)
-    until(lambda: _is_reset(connection), "a RST from the datapath")
-    handle.__exit__(None, None, None)
+
+@contextmanager
+def connection_to(pod, world, service, family):
+    """A connection through the VIP that this pod has taken."""
+    while True:
+        with opened(world.client, service.vip(family), 80) as connection:
+            if read_answer(connection, 0).server == pod.name:
+                yield connection
+                return
 
 
 def _is_reset(connection: socket.socket) -> bool:
