@@ -11,6 +11,7 @@ from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.errors import UsageError
 from kproxy_ebpf.kube.events import About, EventRecorder
 from kproxy_ebpf.kube.source import ConfigMapSource, Source
+from kproxy_ebpf.model.services import Service
 from kproxy_ebpf.model.snapshot import Kind, Refused
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class Cluster:
             ref = refused.ref
             version = API_VERSIONS.get(ref.kind, "v1")
             self.recorder.record(About(ref.kind, ref.name, ref.namespace, ref.uid, version), "Refused", refused.reason)
+
+    def warn_conflict(self, loser: Service, sentence: str) -> None:
+        """Tell whoever looks at the Service's Events that an older one has what it claims."""
+        if self.recorder is not None:
+            about = About(Kind.SERVICE, loser.key.name, loser.key.namespace, loser.uid)
+            self.recorder.record(about, "FrontendTaken", sentence)
 
 
 @asynccontextmanager

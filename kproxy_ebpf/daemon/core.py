@@ -18,9 +18,10 @@ import uvloop
 from kproxy_ebpf import __version__
 from kproxy_ebpf.config import Balancing, Mode, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.cluster import Cluster, connected
+from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
-from kproxy_ebpf.daemon.gate import Gate
+from kproxy_ebpf.daemon.gate import Backlog, Gate
 from kproxy_ebpf.daemon.observer import Reports, full_sentence
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.pods import Pods
@@ -30,7 +31,6 @@ from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.bpffs import NodeLock
 from kproxy_ebpf.kube.source import Source
-from kproxy_ebpf.model.services import text_of
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
@@ -43,11 +43,13 @@ from kproxy_ebpf.reconcile import Reconciler
 log = structlog.get_logger(__name__)
 
 SOURCE_REPORT_SECONDS = 2.0
+COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # the default ones cost a third of the time of a first sync
 
 
 def start(options: Options) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises KproxyError."""
     logging.configure()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(Daemon(options).run())
@@ -68,6 +70,7 @@ class Daemon:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._synced = asyncio.Event()
         self._reconciler: Reconciler | None = None
+        self._conflicts: Conflicts | None = None
         self._pods: Pods | None = None
 
     async def run(self) -> None:
@@ -85,9 +88,11 @@ class Daemon:
             cluster = await stack.enter_async_context(connected(options))
             async with supervised() as start_part:
                 await self._settle(cluster, start_part)
+                backlog = Backlog()
+                start_part("source", cluster.source.run(backlog.feed))
                 datapath = await Datapath.prepare(options)
                 stack.callback(datapath.close)  # after all parts have ended
-                await self._serve(cluster, datapath, start_part)
+                await self._serve(cluster, datapath, backlog, start_part)
 
     async def _settle(self, cluster: Cluster, start_part: Start) -> None:
         """Read the settings and follow them from now on."""
@@ -107,8 +112,9 @@ class Daemon:
         self.keeper.offer(lambda: data or {})
         answered.set()
 
-    async def _serve(self, cluster: Cluster, datapath: Datapath, start_part: Start) -> None:
+    async def _serve(self, cluster: Cluster, datapath: Datapath, backlog: Backlog, start_part: Start) -> None:
         """Fill the tables, attach the programs. Tables that hold nothing yet are filled first."""
+        self._conflicts = Conflicts(cluster.warn_conflict)
         reports = Reports(self.metrics, self.health, self._changed, cluster.warn_refused)
         reconciler = self._reconciler = Reconciler(
             Snapshot(),
@@ -124,7 +130,7 @@ class Daemon:
         self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
         start_part("reconciler", reconciler.run())
-        start_part("source", cluster.source.run(gate.feed))
+        backlog.release(gate.feed)
         if not datapath.is_ready:
             await self._synced.wait()
         await datapath.take_over()
@@ -162,6 +168,8 @@ class Daemon:
         self.status.touch()
         if self._reconciler is not None:
             self.health.problem("tables", full_sentence(self._reconciler.full_tables))
+            if self._conflicts is not None:
+                self._conflicts.look(self._reconciler.conflicts, self._reconciler.snapshot.services)
             if self._reconciler.first_sync_done:
                 self._synced.set()
 
@@ -191,10 +199,7 @@ class Daemon:
                 {"object": str(refused.ref), "reason": refused.reason}
                 for refused in reconciler.snapshot.refused.values()
             ],
-            "conflicts": [
-                f"{text_of(key.address)}:{key.port} is {winner}'s, and {loser} wants it too"
-                for _, key, winner, loser in reconciler.conflicts
-            ],
+            "conflicts": [sentence(conflict) for conflict in reconciler.conflicts],
             "services": reconciler.service_names(),
         }
 

@@ -19,7 +19,7 @@ REST_FACTOR = 20.0
 
 
 class StatusFile:
-    """Writes `content()` to `path` soon after each `touch`. `run` it as a task.
+    """Writes `content()` to `path` soon after each `touch` that changed it. `run` it as a task.
 
     The more a write costs (with ten thousand Services it is a megabyte), the longer the rest until the next one.
     """
@@ -27,6 +27,7 @@ class StatusFile:
     def __init__(self, path: Path, content: Callable[[], Mapping[str, Any]]) -> None:
         self._path, self._content = path, content
         self._touched = asyncio.Event()
+        self._written: Mapping[str, Any] | None = None
         self._warned = False
 
     def touch(self) -> None:
@@ -39,14 +40,16 @@ class StatusFile:
             await self._touched.wait()
             self._touched.clear()
             began = time.monotonic()
-            await self._write(self._content())
+            content = self._content()
+            if content != self._written:
+                await self._write(content)
             await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
 
     async def _write(self, content: Mapping[str, Any]) -> None:
         try:
             await asyncio.to_thread(write_json, self._path, content)
-            self._warned = False
+            self._written, self._warned = content, False
         except OSError as error:
             if not self._warned:  # a full disk is worth one warning
                 log.warning("the status file can't be written", path=str(self._path), error=str(error))
-            self._warned = True
+            self._written, self._warned = None, True

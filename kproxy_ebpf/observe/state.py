@@ -29,7 +29,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            json.dump(content, file)
+            file.write(json.dumps(content))  # json.dump goes piece by piece and takes three times as long
             file.flush()
             Path(file.name).chmod(0o644)
             Path(file.name).replace(path)

@@ -46,6 +46,7 @@ class Tables:
         self._owners: dict[int, ServiceName] = {}  # by service id
         self._unclaimed: dict[int, Leftover] = {}
         self._claims = Claims()
+        self._names: dict[int, str] | None = None
 
     @property
     def writes(self) -> TableWrites:
@@ -76,12 +77,17 @@ class Tables:
         return {f"{table}_v{self.family}": (count, getattr(self.capacities, table)) for table, count in used.items()}
 
     def service_names(self) -> dict[int, str]:
-        """namespace/name:port by service id, as people read it (the port's name may be empty)."""
-        return {
-            port.service_id: f"{name}:{port_name}".rstrip(":")
-            for name, record in self._records.items()
-            for (port_name, _), port in record.ports.items()
-        }
+        """namespace/name:port by service id, as people read it (the port's name may be empty).
+
+        The same object as long as no name has changed, so that to ask and to compare costs nothing.
+        """
+        if self._names is None:
+            self._names = {
+                port.service_id: f"{name}:{port_name}".rstrip(":")
+                for name, record in self._records.items()
+                for (port_name, _), port in record.ports.items()
+            }
+        return self._names
 
     def adopt(self, contents: TableContents) -> None:
         """Start from what an earlier daemon left in the maps. Services claim it as they are planned."""
@@ -106,6 +112,8 @@ class Tables:
         if not ports and name not in self._records:
             return
         record = self._records.setdefault(name, ServiceRecord())
+        if {port.key for port in ports} != record.ports.keys():
+            self._names = None
         if plan is not None and plan.created != record.created:
             record.created = plan.created
             self._claims.given_up(record.keys)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kproxy_ebpf.daemon.gate import Gate
+from kproxy_ebpf.daemon.gate import Backlog, Gate
 from kproxy_ebpf.model.services import Service, ServiceName
 from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Synced, Upserted
 
@@ -63,3 +63,15 @@ def test_setting_it_as_it_is_emits_nothing() -> None:
     gate.feed([service("a")])
     gate.set(True)
     assert len(downstream.batches) == 1
+
+
+def test_a_backlog_keeps_the_order_and_then_passes_everything_on() -> None:
+    downstream, backlog = Downstream(), Backlog()
+    backlog.feed([service("a")])
+    backlog.feed([Removed(ObjectRef(Kind.SERVICE, "default", "a")), Synced(Kind.SERVICE)])
+    assert downstream.batches == []
+    backlog.release(downstream)
+    assert downstream.names == set()
+    assert downstream.snapshot.synced == {Kind.SERVICE}
+    backlog.feed([service("b")])
+    assert downstream.names == {"b"}

@@ -53,3 +53,34 @@ async def test_a_place_that_takes_no_file_costs_one_warning(tmp_path: Path) -> N
         finally:
             await stop(task)
     assert [entry["log_level"] for entry in logs] == ["warning"]
+
+
+async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    content, asked = {"pid": 1}, 0
+
+    def ask() -> dict[str, int]:
+        nonlocal asked
+        asked += 1
+        return dict(content)
+
+    file = StatusFile(path, ask)
+    task = asyncio.create_task(file.run())
+    try:
+        await poll(path.exists)
+        first = path.stat().st_ino  # each write makes a new file
+        file.touch()
+        await poll(lambda: asked == 2)
+        content["pid"] = 2
+        file.touch()
+        await poll(lambda: asked == 3 and read_json(path) == {"pid": 2})
+        assert first != path.stat().st_ino
+        content["pid"] = 3
+        file.touch()
+        await poll(lambda: read_json(path) == {"pid": 3})
+        third = path.stat().st_ino
+        file.touch()
+        await poll(lambda: asked == 5)
+        assert path.stat().st_ino == third
+    finally:
+        await stop(task)

@@ -440,3 +440,15 @@ class TestContradictions:
         world.set(second, B)
         assert world.addresses(CLAIMED) == {B}
         assert world.tables.take_disturbed() == {ServiceName("shop", "old")}
+
+
+def test_names_follow_services_and_ports_and_are_one_object_meanwhile(world: World) -> None:
+    world.set(OLD, A)
+    names = world.tables.service_names()
+    assert {name.partition(":")[0] for name in names.values()} == {"shop/old"}
+    world.set(OLD, B)
+    assert world.tables.service_names() is names
+    world.set(NEW, B)
+    assert {name.partition(":")[0] for name in world.tables.service_names().values()} == {"shop/old", "shop/new"}
+    world.remove(OLD)
+    assert {name.partition(":")[0] for name in world.tables.service_names().values()} == {"shop/new"}
