@@ -87,6 +87,8 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 		choice.verdict = VERDICT_TRANSLATED;
 	else if (choice.verdict != VERDICT_BALANCED)
 		return choice.verdict;
+	else if (!choice.backend_id)
+		return VERDICT_DROPPED_INTERNAL;
 	struct flow flow = {};
 	enum verdict verdict = create_flow(packet, choice.backend_id, now, &flow);
 	if (verdict != VERDICT_BALANCED)

@@ -66,6 +66,12 @@ def test_a_slot_that_leads_nowhere_drops_and_leaves_no_flow(datapath: Datapath) 
     assert datapath.flows.count() == 0
 
 
+def test_a_slot_without_a_backend_drops_and_leaves_no_flow(datapath: Datapath) -> None:
+    datapath.add_frontend(VIP, [0])
+    datapath.play(Step(FROM_POD, SYN.packet, Verdict.DROPPED_INTERNAL))
+    assert datapath.flows.count() == 0
+
+
 def test_another_processors_later_second_is_no_time_out(datapath: Datapath) -> None:
     """The other one may write a second that began after this one read its clock."""
     datapath.play(*OPENED, Meanwhile(lambda dp: dp.age(-1)), sent("A"), received("A"), SYN_AGAIN)
