@@ -13,7 +13,7 @@ from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-SOURCE_PORT = 41000
+SOURCE_PORT = 21000  # below those that the kernel hands out
 
 
 def terminating(pod):
@@ -91,7 +91,9 @@ def test_tcp_to_a_pod_that_is_gone_is_reset(world, family):
             return False
 
         until(reset, "the connection to be reset")
-        [flow] = [row for row in world.daemon.json("flows") if row["client"].endswith(f":{handle.getsockname()[1]}")]
+        mine = f"default/{service.name}:http", handle.getsockname()[1]
+        rows = world.daemon.json("flows")
+        [flow] = [row for row in rows if (row["service"], int(row["client"].rpartition(":")[2])) == mine]
         assert flow["state"] == "closed"
 
 

@@ -20,7 +20,7 @@ def service(world):
 
 def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, service, family):
     daemon = world.daemon
-    before, tables = programs_of(daemon), tables_of(daemon)
+    before, tables = programs_of(daemon), tables_of(daemon, service)
     with Crowd(world.client, service.vip(family), 80, CONNECTIONS) as crowd:
         assert set(crowd.spread) == {"web1", "web2", "web3"}
         crowd.go_on()
@@ -31,15 +31,17 @@ def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, se
         daemon.start()
         crowd.go_on()
         assert crowd.failures == []
-    assert (programs_of(daemon), tables_of(daemon)) == (before, tables)
+    assert programs_of(daemon) == before
+    until(lambda: tables_of(daemon, service) == tables, "the same tables to be shown, with the Services' names")
     assert written_by(daemon) == {}
     world.service(world.webs)  # the count would have told
     assert written_by(daemon)
 
 
-def tables_of(daemon):
-    """What the commands show of the tables: ids and epochs too."""
-    return [daemon.json(table) for table in ("services", "backends")]
+def tables_of(daemon, service):
+    """What the commands show of a Service's tables: ids and epochs too."""
+    rows = [row for table in ("services", "backends") for row in daemon.json(table)]
+    return [row for row in rows if row["service"].startswith(f"default/{service.name}:")]
 
 
 def written_by(daemon):

@@ -101,7 +101,7 @@ def test_a_pod_reaches_itself(world, family, protocol, port):
 
 def test_one_backend_behind_two_vips_with_one_client_port_at_once(world, family, protocol, port):
     services = [world.service([world.webs[0]]) for _ in range(2)]
-    source_port = 40000 + protocol
+    source_port = 20000 + protocol  # below those that the kernel hands out
     with (
         world.client.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], kind(protocol)) as first,
         world.client.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], kind(protocol)) as second,

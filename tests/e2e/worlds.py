@@ -79,9 +79,11 @@ class World:
         """A new Service with two VIPs and these endpoints, in force on every node when this returns."""
         number = next(self._numbers)
         service = Service(self, name or f"service-{number}", f"10.96.0.{number}", f"fd00:96::{number}", ports)
+        service.endpoints(
+            pods
+        )  # first: a Service that is there without them refuses, and `wait` takes that for an answer
         for daemon in self.daemons:
             daemon.manifests.service(service.name, [service.vip(4), service.vip(6)], ports, **spec)
-        service.endpoints(pods)
         if wait:
             service.wait()
         return service
