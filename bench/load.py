@@ -13,7 +13,7 @@ from typing import Any
 
 from kproxy_ebpf.lab import Namespace
 
-SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "histogram.h")]
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 WARM_UP_SECONDS = 0.2
 CONNECTIONS = 8
 # Whatever else runs on the machine waits: what is compared must have the core. The kernel shares time between
@@ -43,7 +43,8 @@ def build() -> Path:
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
         beside = program.with_suffix(f".{os.getpid()}")
-        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", beside, SOURCES[0]], check=True)
+        programs = [source for source in SOURCES if source.suffix == ".c"]
+        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-std=gnu11", "-o", beside, *programs], check=True)
         beside.rename(program)
     return program
 
@@ -71,7 +72,7 @@ def run(
     connections: int = CONNECTIONS,
     warm_up: float = WARM_UP_SECONDS,
 ) -> dict[str, Any]:
-    """One measurement; what the program printed (see report() in load.c). `cores` as taskset reads it."""
+    """One measurement; what the program printed (see report() in load_client.c). `cores` as taskset reads it."""
     options = ["-c", str(connections), "-s", str(seconds), "-w", str(warm_up)]
     client: list[str | Path] = [program, "client", workload.kind, workload.protocol, *options]
     command: list[str | Path] = [*URGENT, "taskset", "-c", cores, *client]

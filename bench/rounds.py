@@ -19,7 +19,7 @@ ALL_CORES = "all"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measurement. `latency_us` and `errors` as load.c reports them."""
+    """One measurement. `latency_us` and `errors` as load_client.c reports them."""
 
     services: int
     cores: str
