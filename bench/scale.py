@@ -21,7 +21,7 @@ from typing import Any
 
 from bench import freshness, population, probe
 from bench.population import add_service, endpoint_slice, fill, vip
-from bench.scale_report import Report, Result
+from bench.scale_report import FIRST_SYNC_SECONDS, Report, Result
 from bench.usage import usage
 from bench.world import FIRST_VIP, ApiDaemon, World
 from kproxy_ebpf.lab import Lab, Node
@@ -32,8 +32,7 @@ from kproxy_ebpf.lab.wait import until
 OURS = "kproxy-ebpf"
 WAYS = (OURS, "nftables", "iptables")
 PROBED = "the-last"
-FIRST_SYNC_SECONDS = 300
-CHANGE_SECONDS = 120.0  # how long one way may be asked for changes
+CHANGE_SECONDS = 90.0  # how long one way may be asked for changes
 IDLE_SECONDS = 20.0
 QUIET_SECONDS = 5.0  # after the first sync, before idleness is measured
 
@@ -122,7 +121,11 @@ class Scale:
         load = os.getloadavg()[0]
         began = time.monotonic()
         process = launch(proxy)
-        until(client.ask, f"{way} to serve the last Service", seconds=FIRST_SYNC_SECONDS, pause=0.005)
+        try:
+            until(client.ask, f"{way} to serve the last Service", seconds=FIRST_SYNC_SECONDS, pause=0.005)
+        except TimeoutError as error:
+            progress(str(error))
+            return self._late(way, load, proxy, process.pid)
         first_effect = time.monotonic() - began
         progress(f"{way}: first effect after {first_effect:.2f} s")
         time.sleep(QUIET_SECONDS)
@@ -150,6 +153,12 @@ class Scale:
             memory_after=after,
             **extra,
         )
+
+    def _late(self, way: str, load: float, proxy: Proxy, pid: int) -> Result:
+        """Of a proxy that had no effect in all the time it got."""
+        result = Result(way, self.wanted.services, self.wanted.endpoints, load, memory=usage(pid))
+        proxy.stop()
+        return result
 
     def _ours(self, daemon: OurProxy) -> dict[str, Any]:
         """Event to map while changes come at a steady rate; then a restart beside full tables."""

@@ -18,38 +18,45 @@ class Result:
     """One way at one size. Times in seconds where not said, CPU in percent of one core.
 
     `first_effect` runs from the start of the process to the first answer through the last Service's VIP. `sync_metric`
-    is what the process says that its syncs took until then. `restart` (ours only): a start beside the tables of the
-    last run, until everything is in force again. Changes are measured from the patch sent to the packet.
+    is what the process says that its syncs took until then. None: there was no effect in all the time that it got.
+    `restart` (ours only): a start beside the tables of the last run, until everything is in force again. Changes are
+    measured from the patch sent to the packet.
     """
 
     way: str
     services: int
     endpoints: int
     load_average: float
-    first_effect: float
-    sync_metric: float
     memory: Usage
-    idle_cpu_percent: float
-    changes: int
-    change_p50_ms: float
-    change_p99_ms: float
-    cpu_ms_per_change: float
-    memory_after: Usage
+    memory_after: Usage | None = None
+    first_effect: float | None = None
+    sync_metric: float | None = None
+    idle_cpu_percent: float | None = None
+    changes: int = 0
+    change_p50_ms: float | None = None
+    change_p99_ms: float | None = None
+    cpu_ms_per_change: float | None = None
     restart: float | None = None
     fresh: Freshness | None = None
 
 
+FIRST_SYNC_SECONDS = 240  # how long a proxy may take to its first effect
+
 ROWS: dict[str, Callable[[Result], str]] = {
-    "process start to first effect at the packet": lambda it: f"{it.first_effect:.2f} s",
-    "of it in syncs, by its own metric": lambda it: f"{it.sync_metric:.2f} s",
+    "process start to first effect at the packet": lambda it: (
+        f"none in {FIRST_SYNC_SECONDS} s" if it.first_effect is None else f"{it.first_effect:.2f} s"
+    ),
+    "of it in syncs, by its own metric": lambda it: _number(it.sync_metric, "s", 2),
     "memory after the first sync (RSS; PSS; peak RSS)": lambda it: _memory(it.memory),
     "memory after all changes": lambda it: _memory(it.memory_after),
-    "CPU while nothing changes": lambda it: f"{it.idle_cpu_percent:.2f} %",
-    "PATCH sent to effect at the packet (p50; p99)": lambda it: f"{it.change_p50_ms:,.1f}; {it.change_p99_ms:,.1f} ms",
+    "CPU while nothing changes": lambda it: _number(it.idle_cpu_percent, "%", 2),
+    "PATCH sent to effect at the packet (p50; p99)": lambda it: (
+        f"{_number(it.change_p50_ms)}; {_number(it.change_p99_ms)}"
+    ),
     "changes of which": lambda it: str(it.changes),
-    "CPU for each": lambda it: f"{it.cpu_ms_per_change:,.1f} ms",
+    "CPU for each": lambda it: _number(it.cpu_ms_per_change),
     "EndpointSlice event to map, up to 50 a second (p50; p99; largest)": lambda it: _fresh(it.fresh),
-    "start beside full tables, all in force": lambda it: "" if it.restart is None else f"{it.restart:.2f} s",
+    "start beside full tables, all in force": lambda it: _number(it.restart, "s", 2),
     "load average before": lambda it: f"{it.load_average:.1f}",
 }
 
@@ -88,7 +95,13 @@ class Report:
         return latest
 
 
-def _memory(usage: Usage) -> str:
+def _number(value: float | None, unit: str = "ms", digits: int = 1) -> str:
+    return "" if value is None else f"{value:,.{digits}f} {unit}"
+
+
+def _memory(usage: Usage | None) -> str:
+    if usage is None:
+        return ""
     return f"{usage.rss:.0f}; {usage.pss:.0f}; {usage.peak_rss:.0f} MiB"
 
 
