@@ -25,7 +25,7 @@ from kproxy_ebpf.daemon.gate import Backlog, Gate
 from kproxy_ebpf.daemon.observer import Reports, full_sentence
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.pods import Pods
-from kproxy_ebpf.daemon.room import watch_room
+from kproxy_ebpf.daemon.room import keep_room
 from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
@@ -137,7 +137,7 @@ class Daemon:
         start_part("links", pods.links.run())
         start_part("drain", pods.drain())
         start_part("guard", pods.guard(self.options.sync_period))
-        start_part("room", watch_room(lambda: datapath.reading().tables, self.health, self.options.sync_period))
+        start_part("room", keep_room(datapath.generation, self.health))
         start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), pods.links.ready.wait())
         # The objects of the cluster stay: the collector need not walk them again, which takes longer than a change.

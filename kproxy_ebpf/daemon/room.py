@@ -1,42 +1,47 @@
-"""Tables that forget: flows and affinity never refuse an entry, they let go of the one that was used longest ago.
+"""Keeps room in the flow tables, and says so where that does not help.
 
-That is said while it can still be changed, since an established connection that has been idle for long may be the one.
+A flow table never refuses an entry: full, it forgets others (datapath/sweep.py). An established connection that has
+been idle for long may be among them, so it is said while it can still be changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 
 import structlog
 
+from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.contract import pinned_name
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.sweep import Swept, sweep
 from kproxy_ebpf.observe.health import Health
 
 log = structlog.get_logger(__name__)
 
-FORGETTING = ("flows", "affinity")
+PERIOD_SECONDS = 5.0
 CROWDED = 0.9  # the kernel begins to evict a little before a table is full: each CPU keeps free entries back
 
-Tables = Mapping[str, tuple[int, int]]
-"""Entries and limit by the table's pinned name, such as flows_v4."""
 
-
-def crowded(tables: Tables) -> str | None:
-    """Which forgetting tables have hardly any room; None where all have."""
+def crowded(swept: dict[int, Swept]) -> str | None:
+    """Which families' flow tables have hardly any room after a sweep; None where all have."""
     full = [
-        f"table {name} holds {entries} of {limit} entries and forgets the oldest: raise --max-{name.partition('_')[0]}"
-        for name, (entries, limit) in sorted(tables.items())
-        if name.startswith(FORGETTING) and entries >= CROWDED * limit
+        f"table {pinned_name('flows', family)} holds {each.left} of {each.limit} entries and forgets the oldest: "
+        "raise --max-flows"
+        for family, each in swept.items()
+        if each.left >= CROWDED * each.limit
     ]
     return "; ".join(full) or None
 
 
-async def watch_room(read: Callable[[], Tables], health: Health, period_seconds: float) -> None:
-    """Look every `period_seconds`, for ever: a problem in /healthz while it lasts, a line in the log when it begins."""
+async def keep_room(generation: Generation, health: Health, period_seconds: float = PERIOD_SECONDS) -> None:
+    """Sweep for ever. A lack of room is a problem in /healthz while it lasts, and a line in the log when it begins.
+
+    Raises OSError when a table can't be read.
+    """
     before: str | None = None
     while True:
         await asyncio.sleep(period_seconds)
-        sentence = crowded(await asyncio.to_thread(read))
+        sentence = crowded({family: await asyncio.to_thread(sweep, generation, family) for family in FAMILIES})
         health.problem("room", sentence)
         if sentence is not None and before is None:
             log.warning("a table is nearly full", tables=sentence)

@@ -1,20 +1,20 @@
 import pytest
 
 from kproxy_ebpf.daemon.room import crowded
+from kproxy_ebpf.datapath.sweep import Swept
 
 
 @pytest.mark.parametrize(
-    ("tables", "named"),
+    ("swept", "named"),
     [
-        ({}, []),
-        ({"flows_v4": (899, 1000), "affinity_v6": (0, 10)}, []),
-        ({"flows_v4": (900, 1000)}, ["flows_v4", "--max-flows", "900 of 1000"]),
-        ({"flows_v4": (10, 10), "affinity_v6": (10, 10)}, ["flows_v4", "affinity_v6", "--max-affinity"]),
-        ({"frontends_v4": (10, 10), "slots_v4": (10, 10)}, []),  # these refuse, and say so when they do
+        ({4: Swept(0, 0, 1000), 6: Swept(899, 0, 1000)}, []),
+        ({4: Swept(1000, 101, 1000)}, []),
+        ({4: Swept(1000, 100, 1000)}, ["flows_v4", "--max-flows", "900 of 1000"]),
+        ({4: Swept(10, 0, 10), 6: Swept(10, 0, 10)}, ["flows_v4", "flows_v6"]),
     ],
 )
-def test_tables_that_forget_are_named_before_they_do(tables, named):
-    sentence = crowded(tables)
+def test_a_table_that_forgets_is_named_before_it_does(swept, named):
+    sentence = crowded(swept)
     assert (sentence is not None) == bool(named)
     for word in named:
         assert word in sentence
