@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 from kproxy_ebpf.datapath import bpffs
@@ -27,10 +26,10 @@ def clean(folder: Path) -> str:
 
 def _detach(pins: Path) -> int:
     """Take all programs off, by filter and by pin: a TCX link ends with its pin. Before the maps, which they use."""
-    with closing(Clsact(pins)) as clsact:
-        filtered = clsact.attached()
-        for ifindex in filtered:
-            clsact.detach(ifindex)
+    clsact = Clsact(pins)
+    filtered = clsact.attached()
+    for ifindex in filtered:
+        clsact.detach(ifindex)
     linked = {pin.name.partition("-")[0] for pin in pins.iterdir() if not pin.is_dir()}
     for pin in pins.iterdir():
         pin.rmdir() if pin.is_dir() else pin.unlink()

@@ -1,8 +1,8 @@
 """Attaching the programs to links: TCX where the kernel has it (6.6), else clsact.
 
 TCX links are pinned as links/<ifindex>-<program>, so they outlive the daemon. Ours are known by their pins and filter
-names; what others attached is left alone. Everything here blocks for milliseconds: the kernel waits until no CPU runs
-the old list of programs.
+names; what others attached is left alone. Everything here blocks for milliseconds (the kernel waits until no CPU runs
+the old list of programs) and belongs into a thread without a running loop.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Attacher:
             else:
                 self._clsact.detach(ifindex)
                 return Method.TCX
-        self._attach_clsact(ifindex)
+        self._clsact.attach(ifindex, self._programs)
         self._detach_tcx(ifindex)
         return Method.CLSACT
 
@@ -79,7 +79,7 @@ class Attacher:
                 if method is Method.TCX:
                     self._attach_tcx(ifindex)
                 else:
-                    self._attach_clsact(ifindex)
+                    self._clsact.attach(ifindex, self._programs)
             except OSError as error:
                 if error.errno != errno.ENODEV:  # the link went away
                     raise
@@ -94,7 +94,6 @@ class Attacher:
 
     def close(self) -> None:
         self._close_programs()
-        self._clsact.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +108,6 @@ class Attacher:
                 continue
             with Link.create(program, ifindex, _ATTACH_TYPES[name]) as link:
                 link.pin(pin)
-
-    def _attach_clsact(self, ifindex: int) -> None:
-        for name, family in _ORDER:
-            self._clsact.attach(ifindex, name, family, self._programs[name, family])
 
     def _update(self, pin: Path, ifindex: int, name: str, family: int) -> bool:
         """Let a pinned link run the present program. False, and the pin removed, where its device was another one."""

@@ -8,61 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
-from kproxy_ebpf.datapath import netlink
+from kproxy_ebpf.datapath import rtnetlink
 from kproxy_ebpf.datapath.attach import Attacher
-from kproxy_ebpf.datapath.netlink import Message, Netlink, parse_attributes
+from kproxy_ebpf.datapath.rtnetlink import LinkChange
 from kproxy_ebpf.errors import NodeError
 
 log = structlog.get_logger(__name__)
-
-_IFINFO = struct.Struct("=BxHiII")  # family, type, ifindex, flags, changed
-_ROUTE = struct.Struct("=8BI")  # family, destination bits, …, type, flags
-_NEXT_HOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
-_IFLA_IFNAME, _RTA_OIF, _RTA_MULTIPATH = 3, 4, 9
-_RTN_UNICAST = 1
-_GROUPS = netlink.RTMGRP_LINK | netlink.RTMGRP_IPV4_ROUTE | netlink.RTMGRP_IPV6_ROUTE
-
-
-@dataclass(frozen=True, slots=True)
-class LinkChange:
-    """A link appeared or changed (`name`), or went away (`name` is "")."""
-
-    ifindex: int
-    name: str
-
-
-def parse_link(message: Message) -> LinkChange | None:
-    """What RTM_NEWLINK or RTM_DELLINK says; None for a bridge's news about one of its ports."""
-    family, _, ifindex, _, _ = _IFINFO.unpack_from(message.body)
-    if family != socket.AF_UNSPEC:
-        return None
-    if message.type == netlink.RTM_DELLINK:
-        return LinkChange(ifindex, "")
-    return LinkChange(ifindex, netlink.text(parse_attributes(message.body[_IFINFO.size :]).get(_IFLA_IFNAME, b"")))
-
-
-def parse_default_route(message: Message) -> set[int] | None:
-    """The links that a default route leads to; None for any other route."""
-    _, destination_bits, _, _, _, _, _, type_, _ = _ROUTE.unpack_from(message.body)
-    if destination_bits != 0 or type_ != _RTN_UNICAST:
-        return None
-    attributes = parse_attributes(message.body[_ROUTE.size :])
-    links = {struct.unpack("=i", attributes[_RTA_OIF])[0]} if _RTA_OIF in attributes else set()
-    hops, offset = attributes.get(_RTA_MULTIPATH, b""), 0
-    while offset + _NEXT_HOP.size <= len(hops):
-        length, _, _, ifindex = _NEXT_HOP.unpack_from(hops, offset)
-        links.add(ifindex)
-        offset += max(length, _NEXT_HOP.size)
-    return links
 
 
 class PodLinks:
@@ -86,8 +43,8 @@ class PodLinks:
         self._on_attached, self._on_failed = on_attached, on_failed
         self._known: dict[int, str] = {}
         self._uplinks: set[int] = set()
-        self._heard: deque[tuple[float, Message]] = deque()
-        self._stale = True
+        self._heard: deque[tuple[float, LinkChange]] = deque()
+        self._stale = False
         self._wake = asyncio.Event()
         self.ready = asyncio.Event()  # the links that existed at the start have been dealt with
 
@@ -98,27 +55,18 @@ class PodLinks:
 
     async def run(self) -> None:
         """Attach and detach until cancelled. What is attached then stays: the datapath outlives the daemon."""
-        loop = asyncio.get_running_loop()
-        with netlink.listening_socket(_GROUPS) as listener:
-            loop.add_reader(listener.fileno(), self._hear, listener)
-            try:
-                while True:
-                    await self._settle()
-                    self.ready.set()
-                    await self._wake.wait()
-                    self._wake.clear()
-            finally:
-                loop.remove_reader(listener.fileno())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rtnetlink.listen(self._hear))
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._settle()
 
-    def _hear(self, listener: socket.socket) -> None:
-        now = time.monotonic()
-        try:
-            self._heard.extend((now, message) for message in netlink.receive(listener))
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            log.warning("link messages were lost: looking at all links again")
+    def _hear(self, change: LinkChange | None) -> None:
+        if change is None:
             self._stale = True
+        else:
+            self._heard.append((time.monotonic(), change))
         self._wake.set()
 
     async def _settle(self) -> None:
@@ -126,22 +74,17 @@ class PodLinks:
         while self._stale or self._heard:
             if self._stale:
                 await self._look_at_all()
-                continue
-            heard_at, message = self._heard.popleft()
-            if message.type in (netlink.RTM_NEWROUTE, netlink.RTM_DELROUTE):
-                self._stale = parse_default_route(message) is not None
-            elif message.type in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK) and (change := parse_link(message)):
+                self.ready.set()
+            else:
+                heard_at, change = self._heard.popleft()
                 await self._change(change, heard_at)
 
     async def _look_at_all(self) -> None:
         self._stale = False
         self._heard.clear()  # the dumps below know more
         now = time.monotonic()
-        with Netlink() as requests:
-            links = requests.dump(netlink.RTM_GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-            routes = requests.dump(netlink.RTM_GETROUTE, _ROUTE.pack(*bytes(8), 0))
-        self._uplinks = set().union(*(parse_default_route(route) or () for route in routes))
-        self._known = {change.ifindex: change.name for change in map(parse_link, links) if change is not None}
+        self._known = await asyncio.to_thread(rtnetlink.links)
+        self._uplinks = await asyncio.to_thread(rtnetlink.uplinks)
         carrying = await asyncio.to_thread(self._attacher.attached)
         for ifindex in carrying.keys() | self.attached.keys():
             if not self._is_pod(ifindex):

@@ -207,7 +207,7 @@ async def test_links_are_followed(attacher: Attacher, netns: str) -> None:
         ip(f"link add veth-new type veth peer name eth0 netns {netns}-pod")
         new = if_nametoindex("veth-new")
         await until(lambda: new in links.attached)
-        assert new in attacher.attached()
+        assert new in await asyncio.to_thread(attacher.attached)
         assert len(seconds) == 2
         assert all(0 <= value < 10 for value in seconds)
         ip("link set other0 name veth-renamed")
@@ -216,7 +216,8 @@ async def test_links_are_followed(attacher: Attacher, netns: str) -> None:
         await until(lambda: "veth-renamed" not in links.attached.values())
         ip("link del veth-new")
         await until(lambda: new not in links.attached)
-    assert {**attacher.attached()}.keys() == {if_nametoindex("veth-old")}, "what is attached outlives the watch"
+    carrying = await asyncio.to_thread(attacher.attached)
+    assert carrying.keys() == {if_nametoindex("veth-old")}, "what is attached outlives the watch"
     await asyncio.to_thread(attacher.detach, if_nametoindex("veth-old"))
 
 
@@ -234,7 +235,7 @@ async def test_a_link_that_moves_away_loses_its_programs(
         await until(lambda: moving not in links.attached)
         assert [link.info.ifindex for link in held] == [0] * len(held)
         assert tc("-n", f"{netns}-pod", "filter", "show", "dev", "veth-moves", "ingress") == ""
-        assert moving not in attacher.attached()
+        assert moving not in await asyncio.to_thread(attacher.attached)
 
 
 async def test_uplinks_are_left_alone(attacher: Attacher, netns: str) -> None:
@@ -262,7 +263,7 @@ async def test_patterns_may_change(attacher: Attacher, netns: str) -> None:
         prefix[0] = "cali"
         links.reconsider()
         await until(lambda: set(links.attached.values()) == {"cali0"})
-        assert attacher.attached().keys() == {if_nametoindex("cali0")}
+        assert (await asyncio.to_thread(attacher.attached)).keys() == {if_nametoindex("cali0")}
 
 
 async def test_a_failure_is_told_and_tried_again(netns: str, generation: Generation) -> None:
@@ -280,12 +281,12 @@ async def test_a_failure_is_told_and_tried_again(netns: str, generation: Generat
         ip("link set veth0 up")
         await until(lambda: veth in links.attached)
         assert links.failed == {}
-    attacher.detach(veth)
+    await asyncio.to_thread(attacher.detach, veth)
     attacher.close()
 
 
 async def test_lost_messages_are_made_up_for(attacher: Attacher, netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kproxy_ebpf.datapath.netlink._HEARING_ROOM", 0)  # the kernel's least
+    monkeypatch.setattr("kproxy_ebpf.datapath.rtnetlink._HEARING_BYTES", 0)  # the kernel's least
     links = PodLinks(attacher, lambda name: name == "veth-last")
     async with watching(links):
         ip(*(f"link add dump{i} type bridge" for i in range(60)), "link add veth-last type veth peer name peer")

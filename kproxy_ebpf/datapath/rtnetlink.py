@@ -1,0 +1,144 @@
+"""What the kernel says of links, routes and filters, by pyroute2.
+
+pyroute2's sockets bring an asyncio loop of their own, and uvloop won't do: `listen` starts a thread for them, and
+`requests` is for threads in which no loop runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import structlog
+from pyroute2.iproute.linux import AsyncIPRoute, IPRoute
+from pyroute2.netlink import NLM_F_DUMP_INTR
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, rt_type
+
+log = structlog.get_logger(__name__)
+
+Message = Any
+"""What pyroute2 makes of a netlink message: header fields by name, attributes by `get_attr`."""
+
+_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+_SO_RCVBUFFORCE = getattr(socket, "SO_RCVBUFFORCE", 33)
+_HEARING_BYTES = 1 << 22
+
+
+class LinkChange(NamedTuple):
+    """A link appeared or changed (`name`), or went away (`name` is "")."""
+
+    ifindex: int
+    name: str
+
+
+Tell = Callable[[LinkChange | None], object]
+"""Takes news of a link, or (None) that all links are to be looked at: default routes changed, or news was missed."""
+
+
+def parse_link(message: Message) -> LinkChange | None:
+    """What RTM_NEWLINK or RTM_DELLINK says; None for a bridge's news about one of its ports."""
+    if message["family"] != socket.AF_UNSPEC:
+        return None
+    gone = message["event"] == "RTM_DELLINK"
+    return LinkChange(message["index"], "" if gone else text(message.get_attr("IFLA_IFNAME")))
+
+
+def parse_default_route(message: Message) -> set[int] | None:
+    """The links that a default route leads to; None for any other route."""
+    if message["dst_len"] != 0 or message["type"] != rt_type["unicast"]:
+        return None
+    hops = {hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()}
+    link = message.get_attr("RTA_OIF")
+    return hops if link is None else hops | {link}
+
+
+def links() -> dict[int, str]:
+    """The names of all links by ifindex. Raises OSError."""
+    with requests("links") as route:
+        return dict(filter(None, map(parse_link, dump(route.get_links))))
+
+
+def uplinks() -> set[int]:
+    """The links that any default route leads to. Raises OSError."""
+    with requests("routes") as route:
+        messages = dump(partial(route.get_routes, family=socket.AF_UNSPEC))
+    return set().union(*(parse_default_route(message) or () for message in messages))
+
+
+@contextmanager
+def requests(about: str) -> Iterator[IPRoute]:
+    """Requests to the kernel, in a thread without a running loop. Refusals are OSErrors that say what it is about."""
+    try:
+        with IPRoute() as route:
+            yield route
+    except NetlinkError as error:
+        raise OSError(error.code, f"{about}: {os.strerror(error.code)}") from error
+
+
+def dump(call: Callable[[], Iterable[Message]]) -> list[Message]:
+    """All objects of a kind; asked for again where they changed meanwhile, for then some may be missing."""
+    while True:
+        messages = list(call())
+        if not any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in messages):
+            return messages
+
+
+async def listen(hear: Tell) -> None:
+    """Call `hear`, in this loop, for all that happens from now on (first None), until cancelled. Raises OSError."""
+    home, apart = asyncio.get_running_loop(), asyncio.SelectorEventLoop()
+    task = apart.create_task(_listen(lambda change: home.call_soon_threadsafe(hear, change)))
+    with ThreadPoolExecutor(1, "rtnetlink") as thread:
+        listening = home.run_in_executor(thread, _run, apart, task)
+        try:
+            await asyncio.shield(listening)
+        finally:
+            with suppress(RuntimeError):  # it has ended by itself
+                apart.call_soon_threadsafe(task.cancel)
+
+
+def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    try:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+async def _listen(tell: Tell) -> None:
+    """After a loss pyroute2's socket is of no more use: a new one is bound before all is looked at again."""
+    while True:
+        try:
+            async with AsyncIPRoute() as route:
+                route.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HEARING_BYTES)
+                await route.bind(_GROUPS)
+                tell(None)
+                while True:
+                    async for message in route.get():
+                        _tell(message, tell)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            log.warning("link messages were lost: looking at all links again")
+
+
+def _tell(message: Message, tell: Tell) -> None:
+    event = message["event"]
+    if event in ("RTM_NEWROUTE", "RTM_DELROUTE"):
+        if parse_default_route(message) is not None:
+            tell(None)
+    elif event in ("RTM_NEWLINK", "RTM_DELLINK") and (change := parse_link(message)):
+        tell(change)
+
+
+def text(value: str | bytes | None) -> str:
+    """Link names may hold any byte; pyroute2 leaves those alone that are no UTF-8."""
+    return os.fsdecode(value or b"")
