@@ -21,13 +21,15 @@ def test_cleanup_takes_everything_away(world):
     service = world.service(world.webs)
     daemon.stop()
     assert ([], "") not in carrying(world)
-    daemon.command("cleanup")
-    assert set(map(str, carrying(world))) == {str(([], ""))}
-    for pod in world.node.pods.values():
-        assert "clsact" not in world.node.run(["tc", "qdisc", "show", "dev", pod.host_link]).stdout
-    assert not daemon.bpffs.joinpath("kproxy-ebpf").exists()
-    with pytest.raises(OSError, match=r"unreachable|No route"):
-        ask(world.client, service.vip(4), 80)
-    daemon.command("cleanup")  # nothing left to do is no error
-    daemon.start()
+    try:
+        daemon.command("cleanup")
+        assert set(map(str, carrying(world))) == {str(([], ""))}
+        for pod in world.node.pods.values():
+            assert "clsact" not in world.node.run(["tc", "qdisc", "show", "dev", pod.host_link]).stdout
+        assert not daemon.bpffs.joinpath("kproxy-ebpf").exists()
+        with pytest.raises(OSError, match=r"unreachable|No route"):
+            ask(world.client, service.vip(4), 80)
+        daemon.command("cleanup")  # nothing left to do is no error
+    finally:  # the tests after this one need it
+        daemon.start()
     assert ask(world.client, service.vip(4), 80).server.startswith("web")
