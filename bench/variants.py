@@ -19,8 +19,9 @@ from bench.load import WORKLOADS
 from bench.report import Report
 from bench.world import BACKENDS, BASELINE, CLIENT, NODE, SERVER_PORT, SERVICE_PORT, TRACKED, Route, World
 from kproxy_ebpf.datapath.bpf import Link
+from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.maps import ServiceMaps
+from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
 from kproxy_ebpf.datapath.source import Constants
 from kproxy_ebpf.lab import Lab, Node, Pod
 from kproxy_ebpf.model.tables import Backend, BackendState, Frontend, FrontendFlags, FrontendKey, TableWrites
@@ -52,6 +53,8 @@ class Variant:
         subprocess.run(["mount", "-t", "bpf", "bpf", str(self.bpffs)], check=True, timeout=10)
         self.generation: Generation = ensure(self.bpffs, Constants(), sources)
         self.generation.activate()
+        with LiveSettings(self.generation) as live:
+            live.switch(Switches.TC)
         self.links: list[Link] = []
 
     def attach(self, node: Node, pods: Sequence[Pod]) -> None:

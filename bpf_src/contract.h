@@ -163,7 +163,15 @@ struct counter {
 /* settings: one element, written by the daemon and the commands while the programs run. */
 struct settings {
 	__u32 events_level;	/* enum events_level */
-	__u32 pad;
+	__u32 switches;		/* enum settings_switches */
+	__u64 host_netns_cookie;	/* of the host's network namespace, whose sockets are left alone */
+};
+
+/* What new connections meet. Those that exist go on as they began, whatever is switched. */
+enum settings_switches {
+	SWITCH_TC = 1 << 0,		/* the programs at a pod's link balance */
+	SWITCH_SOCKET = 1 << 1,		/* the programs at connect() balance */
+	SWITCH_REDIRECT = 1 << 2,	/* packets are forwarded past the host's stack where that is safe */
 };
 
 enum events_level {
@@ -212,7 +220,8 @@ ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
 ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);
 ASSERT_SIZE(counter, 16);
-ASSERT_SIZE(settings, 8);
+ASSERT_OFFSET(settings, host_netns_cookie, 8);
+ASSERT_SIZE(settings, 16);
 ASSERT_OFFSET(event, verdict, 88);
 ASSERT_SIZE(event, 96);
 

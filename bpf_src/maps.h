@@ -20,6 +20,20 @@ BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT,
 BPF_TABLE_PINNED("array", __u32, struct settings, settings, 1, SHARED_PIN("settings"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, __u32, schema, 1, SHARED_PIN("schema"), 0);
 
+static __always_inline struct settings *live_settings(void)
+{
+	__u32 first = 0;
+
+	return settings.lookup(&first);
+}
+
+static __always_inline bool is_on(enum settings_switches which)
+{
+	struct settings *live = live_settings();
+
+	return live && live->switches & which;
+}
+
 /* BCC has no macro for a pinned ring buffer. */
 struct events_table_t {
 	int key;

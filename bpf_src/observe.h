@@ -43,9 +43,9 @@ static __always_inline void tell(const struct packet *packet, enum verdict verdi
 
 static __always_inline void observe(const struct packet *packet, enum verdict verdict)
 {
-	__u32 index = verdict, first = 0;
+	__u32 index = verdict;
 	struct counter *counter = counters.lookup(&index);
-	struct settings *live = settings.lookup(&first);
+	struct settings *live = live_settings();
 
 	if (counter) {
 		counter->packets++;

@@ -82,7 +82,9 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 		return VERDICT_MIDSTREAM;
 
 	__u32 now = now_seconds();
-	struct choice choice = choose_backend(packet, now);
+	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
+	if (is_on(SWITCH_TC))
+		choice = choose_backend(packet, now);
 	if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
 		choice.verdict = VERDICT_TRANSLATED;
 	else if (choice.verdict != VERDICT_BALANCED)

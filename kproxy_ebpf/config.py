@@ -31,6 +31,16 @@ class Mode(StrEnum):
     SOCKET = "socket"
     HYBRID = "hybrid"
 
+    @property
+    def is_on(self) -> bool:
+        """Whether new connections are translated."""
+        return self is not Mode.OFF
+
+    @property
+    def has_tc(self) -> bool:
+        """Whether the programs at the pods' links translate new connections."""
+        return self in (Mode.TC, Mode.HYBRID)
+
 
 class Forwarding(StrEnum):
     """Who forwards a packet once it is translated: the host's stack, or the programs themselves."""

@@ -131,6 +131,8 @@ def _tuple(packet: FlowTuple) -> dict[str, str]:
 def _why(trace: Trace, service: str | None) -> str:
     """The verdict in a sentence."""
     match trace.verdict:
+        case Verdict.UNTOUCHED if trace.frontend is not None:
+            return "in this mode the programs at the pods' links translate no new connection: left to the host as it is"
         case Verdict.UNTOUCHED:
             return "no frontend has this address and port, nor is the address a VIP: left to the host as it is"
         case Verdict.BALANCED if trace.hairpin:

@@ -16,12 +16,12 @@ import structlog
 import uvloop
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.config import Balancing, Mode, SettingsFile, SettingsKeeper
+from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
+from kproxy_ebpf.daemon.backlog import Backlog
 from kproxy_ebpf.daemon.cluster import Cluster, connected
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
-from kproxy_ebpf.daemon.gate import Backlog, Gate
 from kproxy_ebpf.daemon.observer import Reports, full_sentence
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.pods import Pods
@@ -80,7 +80,7 @@ class Daemon:
         log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
         async with AsyncExitStack() as stack:
             stack.enter_context(NodeLock(options.bpffs))
-            explainer = Explainer(options.node_name, lambda: self._is_on, lambda: self._reconciler)
+            explainer = Explainer(options.node_name, lambda: self.keeper.current.mode.is_on, lambda: self._reconciler)
             health = health_app(self.health, self.metrics)
             metrics = metrics_app(self.metrics.registry, explainer.answer)
             await stack.enter_async_context(serving(health, options.health_address, "--health-address"))
@@ -125,12 +125,11 @@ class Daemon:
             observer=reports,
         )
         pods = self._pods = Pods(datapath, self.keeper, self.metrics, self.health, self._changed)
-        gate = Gate(partial(self._submit, reconciler, reports), is_open=pods.is_on)
-        self.keeper.listen(lambda _: self._settings_changed(reconciler, gate, pods))
+        self.keeper.listen(lambda _: self._settings_changed(reconciler))
         self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
         start_part("reconciler", reconciler.run())
-        backlog.release(gate.feed)
+        backlog.release(partial(self._submit, reconciler, reports))
         if not datapath.is_ready:
             await self._synced.wait()
         await datapath.take_over()
@@ -159,9 +158,8 @@ class Daemon:
             self.health.problem("source", sentence)
             await asyncio.sleep(SOURCE_REPORT_SECONDS)
 
-    def _settings_changed(self, reconciler: Reconciler, gate: Gate, pods: Pods) -> None:
+    def _settings_changed(self, reconciler: Reconciler) -> None:
         reconciler.update_settings(self._plan_settings)
-        gate.set(pods.is_on)
         self._changed()
 
     def _changed(self) -> None:
@@ -172,10 +170,6 @@ class Daemon:
                 self._conflicts.look(self._reconciler.conflicts, self._reconciler.snapshot.services)
             if self._reconciler.first_sync_done:
                 self._synced.set()
-
-    @property
-    def _is_on(self) -> bool:
-        return self.keeper.current.mode is not Mode.OFF
 
     @property
     def _plan_settings(self) -> PlanSettings:

@@ -10,10 +10,10 @@ import structlog
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.contract import FlowState
+from kproxy_ebpf.datapath.contract import FlowState, Switches
 from kproxy_ebpf.datapath.flows import FlowRecord, read_flows
 from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps
+from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
@@ -32,6 +32,7 @@ class Datapath:
         self.attacher = Attacher(generation, method)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
         self._counters = Counters(generation)
+        self._live = LiveSettings(generation)
         self._occupancy = Occupancy(generation)
 
     @classmethod
@@ -58,6 +59,10 @@ class Datapath:
         self.generation.activate()
         self.attacher.swap(self.generation)
         self.generation.retire_others()
+
+    def switch(self, switches: Switches) -> None:
+        """What new connections meet from now on; those that exist go on as they began."""
+        self._live.switch(switches)
 
     def tables(self) -> list[Tables]:
         """The planner's mirror of the tables, as they are now."""
@@ -90,6 +95,7 @@ class Datapath:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
         self._counters.close()
+        self._live.close()
         for maps in self._maps.values():
             maps.close()
 
@@ -100,10 +106,10 @@ OTHER_SECONDS = 210
 
 
 def is_live(flow: FlowRecord) -> bool:
-    """Whether a packet of this flow may still come and need the programs. Not before their own time-outs, which are no
-    longer. UDP flows end with their Service, and in mode off there is none.
+    """Whether a packet of this flow may still come and need the programs: not before their own time-outs, which are no
+    longer.
     """
-    if flow.tuple.protocol == Protocol.UDP or flow.state is FlowState.CLOSED:
+    if flow.state is FlowState.CLOSED:
         return False
     if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
         return flow.idle_seconds <= OTHER_SECONDS

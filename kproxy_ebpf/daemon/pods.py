@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
-from kproxy_ebpf.config import Mode, SettingsKeeper
+from kproxy_ebpf.config import Settings, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.links import PodLinks
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
@@ -16,6 +17,11 @@ from kproxy_ebpf.observe.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 DRAIN_SECONDS = 5.0
+
+
+def switches_of(settings: Settings) -> Switches:
+    """What the programs are told of the settings. Mode socket is served at tc until there are programs at connect()."""
+    return Switches.TC if settings.mode.is_on else Switches(0)
 
 
 class Pods:
@@ -35,12 +41,13 @@ class Pods:
         self._switched = asyncio.Event()
         self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed)
         metrics.attached_links.set_function(lambda: len(self.links.attached))
+        datapath.switch(switches_of(keeper.current))
         keeper.listen(self._on_settings)
 
     @property
     def is_on(self) -> bool:
-        """Whether new connections are translated."""
-        return self._keeper.current.mode is not Mode.OFF
+        """Whether new connections need the programs."""
+        return self._keeper.current.mode.is_on
 
     async def drain(self) -> None:
         """In mode off, take the programs off as soon as no flow needs them; for ever."""
@@ -73,6 +80,7 @@ class Pods:
     def _on_settings(self, _: SettingsKeeper) -> None:
         if self.is_on:
             self._drained = False
+        self._datapath.switch(switches_of(self._keeper.current))
         self._switched.set()
         self.links.reconsider()
 

@@ -32,6 +32,7 @@ __all__ = [
     "Layouts",
     "ProgramIndex",
     "Settings",
+    "Switches",
     "Verdict",
     "address_bytes",
     "layouts",
@@ -106,6 +107,14 @@ class EventsLevel(IntEnum):
     ALL = 2
 
 
+class Switches(IntFlag):
+    """What new connections meet: `Settings.switches`."""
+
+    TC = 1 << 0
+    SOCKET = 1 << 1
+    REDIRECT = 1 << 2
+
+
 @dataclass(frozen=True, slots=True)
 class Layouts:
     """The structures of one address family."""
@@ -145,7 +154,7 @@ class Counter(Structure):
 
 
 class Settings(Structure):
-    _fields_ = (("events_level", c_uint32), ("pad", c_uint32))
+    _fields_ = (("events_level", c_uint32), ("switches", c_uint32), ("host_netns_cookie", c_uint64))
 
 
 class Event(Structure):

@@ -13,7 +13,7 @@ from typing import Self
 from kproxy_ebpf.datapath.contract import Direction, Event, EventsLevel, Verdict, address_bytes
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.libbpf import SAMPLE_CALLBACK, call, library
-from kproxy_ebpf.datapath.maps import set_events_level
+from kproxy_ebpf.datapath.maps import LiveSettings
 
 _BACKLOG = 65536
 
@@ -86,12 +86,12 @@ class EventStream:
         self._consume()  # what an earlier reader has left is no news
         self._backlog.clear()
         asyncio.get_running_loop().add_reader(self._descriptor, self._consume)
-        set_events_level(self._generation, self._level)
+        self._tell(self._level)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(OSError):  # the generation may have been replaced meanwhile
-            set_events_level(self._generation, EventsLevel.OFF)
+            self._tell(EventsLevel.OFF)
         asyncio.get_running_loop().remove_reader(self._descriptor)
         library().ring_buffer__free(self._ring)
         self._map.close()
@@ -102,6 +102,10 @@ class EventStream:
                 yield decode_event(self._backlog.popleft())
             self._wake.clear()
             await self._wake.wait()
+
+    def _tell(self, level: EventsLevel) -> None:
+        with LiveSettings(self._generation) as live:
+            live.tell(level)
 
     def _consume(self) -> None:
         call("ring_buffer__consume", "events", self._ring)

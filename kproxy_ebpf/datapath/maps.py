@@ -5,18 +5,18 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
+from typing import Self
 
-from kproxy_ebpf.datapath.arrays import Backends, Slots
+from kproxy_ebpf.datapath.arrays import Backends, MappedArray, Slots
 from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.codec import codec, unpack_frontend_values
-from kproxy_ebpf.datapath.contract import EventsLevel, Verdict, pinned_name
+from kproxy_ebpf.datapath.contract import EventsLevel, Settings, Switches, Verdict, pinned_name
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.model.tables import Frontend, TableContents, TableWrites
 
 _U32 = struct.Struct("=I")
 _COUNTER = struct.Struct("=QQ")
-_FIRST = _U32.pack(0)
 
 
 class ServiceMaps:
@@ -84,10 +84,39 @@ class Counters:
         self._map.close()
 
 
-def set_events_level(generation: Generation, level: EventsLevel) -> None:
-    """From now on the programs tell `level` of events to the ring buffer."""
-    with generation.map("settings") as settings:
-        settings.update(_FIRST, struct.pack("=II", level, 0))
+class LiveSettings:
+    """What the programs read while they run. Each field is written alone: daemon and commands write their own."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._array = MappedArray(generation.map("settings"))
+
+    def tell(self, level: EventsLevel) -> None:
+        """From now on the programs tell `level` of events to the ring buffer."""
+        with self._array.words() as words:
+            words[_word("events_level")] = level
+
+    def switch(self, switches: Switches) -> None:
+        """From now on new connections meet this."""
+        with self._array.words() as words:
+            words[_word("switches")] = switches
+
+    def switches(self) -> Switches:
+        with self._array.words() as words:
+            return Switches(words[_word("switches")])
+
+    def close(self) -> None:
+        self._array.map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _word(field: str) -> int:
+    offset: int = getattr(Settings, field).offset
+    return offset // _U32.size
 
 
 class Occupancy:

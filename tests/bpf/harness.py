@@ -19,6 +19,7 @@ from kproxy_ebpf.datapath.contract import (
     Direction,
     FrontendFlags,
     Settings,
+    Switches,
     Verdict,
     layouts,
 )
@@ -76,10 +77,14 @@ class Datapath:
         for key, value in self.backends.items():
             if any(value):
                 self.backends.update(key, bytes(len(value)))
-        self.settings.update(_u32(0), bytes(Settings()))
+        self.set_live()
         for verdict in Verdict:
             self.counters.update(_u32(verdict), bytes(ctypes.sizeof(Counter) * possible_cpus()))
         self._slots_used = 0
+
+    def set_live(self, **fields: Any) -> None:
+        """What the programs read while they run; they balance unless `fields` say otherwise."""
+        self.settings.update(_u32(0), bytes(Settings(**{"switches": Switches.TC} | fields)))
 
     def clear_flows(self) -> None:
         for table in (self.flows, self.affinity):

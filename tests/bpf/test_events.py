@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
 
 import pytest
 import uvloop
 
-from kproxy_ebpf.datapath.contract import EventsLevel, Verdict
+from kproxy_ebpf.datapath.contract import EventsLevel, Settings, Verdict
 from kproxy_ebpf.datapath.events import EventStream, VerdictEvent
 from kproxy_ebpf.datapath.generation import Generation
 
@@ -28,7 +27,8 @@ async def some(generation: Generation, level: EventsLevel, count: int) -> list[V
                     if len(seen) == count:
                         break
     with generation.map("settings") as settings:
-        assert settings.lookup(bytes(4)) == struct.pack("=II", EventsLevel.OFF, 0), "nobody listens any more"
+        level = Settings.from_buffer_copy(settings.lookup(bytes(4)) or b"").events_level
+        assert level == EventsLevel.OFF, "nobody listens any more"
     return seen
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from kproxy_ebpf.datapath.bpf import Descriptor, Map
 from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs, root
-from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SCHEMA, SHARED_MAPS, layouts
+from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SCHEMA, SHARED_MAPS, Switches, layouts
 from kproxy_ebpf.datapath.generation import Generation, current, ensure, remove_all
-from kproxy_ebpf.datapath.maps import ServiceMaps
+from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
 from kproxy_ebpf.datapath.source import Constants, source_folder
 from kproxy_ebpf.errors import BusyError, LoadError, NodeError
 from kproxy_ebpf.model.tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
@@ -132,7 +132,8 @@ def test_tail_calls_survive_the_child(bpffs: Path, small: Constants) -> None:
     tables.apply(TableWrites(frontends={FrontendKey(vip, 0, 0): Frontend(0, 0, 0, 1)}))
     ip_header = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 1, 0, 64, 6, 0, bytes((10, 0, 0, 9)), vip)
     syn = bytes(12) + b"\x08\0" + ip_header + struct.pack(">HHIIBBHHH", 4000, 81, 7, 0, 0x50, 2, 1000, 0, 0)
-    with generation.program("from_pod", 4) as program:
+    with generation.program("from_pod", 4) as program, LiveSettings(generation) as live:
+        live.switch(Switches.TC)
         answer = program.test_run(syn)
     assert answer.data[26:34] == vip + bytes((10, 0, 0, 9))
     assert answer.data[47] & 0x04, "a RST"

@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 
 from kproxy_ebpf.datapath.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
-from kproxy_ebpf.datapath.contract import Direction, EventsLevel, FlowFlags, FlowState, Verdict, layouts
+from kproxy_ebpf.datapath.contract import (
+    Direction,
+    EventsLevel,
+    FlowFlags,
+    FlowState,
+    Settings,
+    Switches,
+    Verdict,
+    layouts,
+)
 from kproxy_ebpf.datapath.flows import FlowTuple, read_flows
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.libbpf import call
-from kproxy_ebpf.datapath.maps import Counters, Occupancy, ServiceMaps, set_events_level
+from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.services import packed
 from kproxy_ebpf.model.tables import (
@@ -185,11 +194,13 @@ def test_counters_add_up_all_cpus(generation: Generation) -> None:
         reader.close()
 
 
-def test_events_level(generation: Generation) -> None:
-    with generation.map("settings") as settings:
-        for level in (EventsLevel.ALL, EventsLevel.OFF):
-            set_events_level(generation, level)
-            assert settings.lookup(u32(0)) == struct.pack("=II", level, 0)
+def test_live_settings_are_written_one_by_one(generation: Generation) -> None:
+    with generation.map("settings") as settings, LiveSettings(generation) as live:
+        for level, switches in ((EventsLevel.ALL, Switches.TC), (EventsLevel.OFF, Switches.TC | Switches.SOCKET)):
+            live.tell(level)
+            live.switch(switches)
+            assert settings.lookup(u32(0)) == bytes(Settings(events_level=level, switches=switches))
+            assert live.switches() == switches
 
 
 @pytest.mark.parametrize("family", [4, 6])

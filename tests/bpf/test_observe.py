@@ -83,8 +83,8 @@ async def test_what_an_event_says(generation: Generation, datapath: Datapath) ->
 
 async def test_off_means_silence(generation: Generation, datapath: Datapath) -> None:
     async with asyncio.timeout(10), EventStream(generation) as events:
-        datapath.settings.update(bytes(4), bytes(8))  # off
+        datapath.set_live(events_level=EventsLevel.OFF)
         datapath.run(FROM_POD, tcp(CLIENT, VIP, "S").frame(datapath.family))
-        datapath.settings.update(bytes(4), bytes([EventsLevel.NOTABLE, *bytes(7)]))
+        datapath.set_live(events_level=EventsLevel.NOTABLE)
         datapath.run(FROM_POD, udp(CLIENT, VIP).frame(datapath.family))
         assert (await anext(aiter(events))).protocol == PROTOCOLS["udp"]

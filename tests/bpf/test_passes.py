@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from harness import FROM_POD, NEXT, TO_POD, Datapath, Step
-from packets import CLIENT, HOST_MAC, POD_MAC, VIP, echo_request, source_route, tcp, udp
+from harness import FROM_POD, NEXT, TO_POD, Datapath, Meanwhile, Step
+from packets import BACKEND, CLIENT, HOST_MAC, POD_MAC, VIP, echo_request, source_route, tcp, udp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet as Layer
 
-from kproxy_ebpf.datapath.contract import Direction, Verdict
+from kproxy_ebpf.datapath.contract import Direction, Switches, Verdict
 
 BOTH_HOOKS = pytest.mark.parametrize("hook", [FROM_POD, TO_POD], ids=["from_pod", "to_pod"])
 
@@ -106,3 +106,17 @@ def test_no_length_is_no_licence(datapath: Datapath) -> None:
     offset = {4: 16, 6: 18}[datapath.family]
     frame = frame[:offset] + b"\0\0" + frame[offset + 2 :]
     assert datapath.see(FROM_POD, frame)[0] == Verdict.MALFORMED
+
+
+def test_switched_off_only_flows_that_exist_go_on(datapath: Datapath) -> None:
+    """Mode off, and mode socket: what is open stays, what is new is the host's."""
+    datapath.play(
+        Step(FROM_POD, tcp(CLIENT, VIP, "S"), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S")),
+        Step(FROM_POD, udp(CLIENT, VIP), Verdict.BALANCED, udp(CLIENT, BACKEND)),
+        Meanwhile(lambda here: here.set_live(switches=Switches(0))),
+        Step(FROM_POD, tcp(CLIENT, VIP, "A"), Verdict.TRANSLATED, tcp(CLIENT, BACKEND, "A")),
+        Step(FROM_POD, udp(CLIENT, VIP), Verdict.TRANSLATED, udp(CLIENT, BACKEND)),
+        Step(FROM_POD, tcp(CLIENT.on(1234), VIP, "S"), Verdict.UNTOUCHED),
+        Step(FROM_POD, udp(CLIENT.on(1234), VIP), Verdict.UNTOUCHED),
+        Step(FROM_POD, tcp(CLIENT.on(1234), VIP.on(81), "S"), Verdict.UNTOUCHED),
+    )

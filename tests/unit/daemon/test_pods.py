@@ -11,7 +11,7 @@ from kproxy_ebpf.config import SettingsKeeper, parse_settings
 from kproxy_ebpf.daemon import pods
 from kproxy_ebpf.daemon.datapath import is_live
 from kproxy_ebpf.daemon.pods import Pods
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState
+from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Switches
 from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.observe.health import Health
@@ -22,6 +22,10 @@ class FakeDatapath:
     attacher: Any = None
     live_flows = True
     pins = True
+    switches = Switches(0)
+
+    def switch(self, switches: Switches) -> None:
+        self.switches = switches
 
     def has_live_flows(self) -> bool:
         return self.live_flows
@@ -78,6 +82,7 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
         keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
         await asyncio.sleep(0.05)  # several looks at flows that live
         assert subject.admits("vethx")
+        assert not datapath.switches
         datapath.live_flows = False
         await admitted_becomes(False, subject)
         keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "veth*"})
@@ -110,7 +115,8 @@ async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
         (6, FlowState.NEW, 300, False),
         (132, FlowState.ESTABLISHED, 100, True),
         (132, FlowState.ESTABLISHED, 300, False),
-        (17, FlowState.ESTABLISHED, 0, False),
+        (17, FlowState.ESTABLISHED, 100, True),
+        (17, FlowState.ESTABLISHED, 300, False),
     ],
 )
 def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: int, alive: bool) -> None:
