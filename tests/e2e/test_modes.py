@@ -6,6 +6,7 @@ import pytest
 from tcx import EGRESS, INGRESS, programs_at
 from worlds import running_world
 
+from kproxy_ebpf.lab.manifests import DEFAULT_PORTS
 from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
@@ -21,7 +22,8 @@ def world():
 
 @pytest.fixture(scope="module")
 def service(world):
-    return world.service(world.webs)
+    """TCP alone: a UDP flow ends two minutes after its last datagram."""
+    return world.service(world.webs, {"http": DEFAULT_PORTS["http"]})
 
 
 def is_served(world, service, family):
