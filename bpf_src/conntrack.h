@@ -66,6 +66,18 @@ static __always_inline bool is_expired(const struct flow *flow, __u32 now)
 	return is_older(flow->last_seen_seconds, now, timeout_of(flow));
 }
 
+/* Whether the link of the packet has flows at all: most pods that serve have none. */
+static __always_inline bool may_have_flows(const struct packet *packet)
+{
+	return !packet->link || may_exist(&packet->link->flows);
+}
+
+/* The flow of the packet, or NULL. */
+static __always_inline struct flow *find_flow(const struct packet *packet)
+{
+	return may_have_flows(packet) ? flows.lookup((struct tuple *)&packet->tuple) : NULL;
+}
+
 /* The entry that mirrors `flow`, whose own key is `key`. */
 static __always_inline struct flow mirrored(const struct flow *flow, const struct tuple *key)
 {

@@ -15,7 +15,7 @@
 
 #include <linux/types.h>
 
-#define SCHEMA 1
+#define SCHEMA 2
 
 struct address {
 	__be32 words[ADDRESS_WORDS];
@@ -45,6 +45,20 @@ enum verdict {
 	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
 	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
 	VERDICT_COUNT = 16,
+};
+
+/* How a packet of a pod was sent on while SWITCH_REDIRECT is set: the index in `ways`. For each way of the stack, why. */
+enum way {
+	WAY_PEER = 0,			/* handed straight to the pod */
+	WAY_STACK_ELSEWHERE = 1,	/* for no address that is known to be a pod's */
+	WAY_STACK_UNRECORDED = 2,	/* one of the two links is new: which of its connections the host follows is not known yet */
+	WAY_STACK_HOST_FLOW = 3,	/* of a connection that the host follows, and perhaps translates */
+	WAY_STACK_SOURCE = 4,		/* not from the address of the pod that sends it */
+	WAY_STACK_KIND = 5,		/* neither TCP nor UDP nor an error about them, a fragment, or with options that routers read */
+	WAY_STACK_LINK_LAYER = 6,	/* addressed neither to the host nor to that pod */
+	WAY_STACK_HOP_LIMIT = 7,	/* it ends here, and the host says so */
+	WAY_STACK_MTU = 8,		/* too large for the pod's link, or the link is gone: the host answers */
+	WAY_COUNT = 9,
 };
 
 /* frontends: what a VIP, port and protocol lead to. Port 0 with protocol 0 marks an address as a VIP (undefined ports are rejected). */
@@ -132,6 +146,45 @@ struct flow {
 	__u8 flags;		/* enum flow_flags */
 	__u16 pad;
 	__u32 created_seconds;	/* CLOCK_MONOTONIC */
+	__u32 ifindex;		/* of the client's link, on the host's side */
+};
+
+/*
+ * May there be something of a kind? A flag without a lock: the programs only count up `made`, once for each thing that they
+ * made and after they made it; the daemon only writes `settled`, one more than the `made` that it read before it looked for
+ * such things and found none. Zeros say that nobody has looked: maybe.
+ */
+struct standing {
+	__u32 made;
+	__u32 settled;
+};
+
+/* pod_links: array by ifindex modulo its size, for what can be told of a link without looking at its connections. */
+struct pod_link {
+	__u32 ifindex;		/* of the host's side; 0: nobody's. Another one: that link has no element, and goes the slow way */
+	__u32 bridge;		/* ifindex of the bridge that it is a port of, or 0 */
+	struct standing flows;	/* flows whose client is the pod */
+	struct standing host_flows;	/* entries of host_flows at this link */
+	struct standing unrecorded;	/* connections of the pod that the host follows and host_flows lacks */
+	struct address pod;	/* the pod's address; zeros where none is known */
+	__u8 router_mac[6];	/* what the pod addresses for the host to route */
+	__u16 pad;
+};
+
+/* pods: local pods by address, as routes, neighbours and bridges of the host tell, never what a pod says. */
+struct pod {
+	__u32 ifindex;		/* of its link, on the host's side */
+	__u8 mac[6];
+	__u16 pad;
+};
+
+/*
+ * host_flows: by the tuple of a packet as a pod sends it (direction 0), connections that began the host's way, whose packets
+ * all have to go that way: the host's conntrack follows them, and may translate them.
+ */
+struct host_flow {
+	__u32 ifindex;		/* the link whose standing counts it */
+	__u32 created_seconds;	/* CLOCK_MONOTONIC */
 };
 
 /* affinity: which backend a client's connections to a Service port go to. */
@@ -154,7 +207,7 @@ struct source_range_key {
 	struct address client;
 };
 
-/* counters: per CPU, by verdict. */
+/* counters: per CPU, by verdict; ways: per CPU, by way. */
 struct counter {
 	__u64 packets;
 	__u64 bytes;
@@ -215,7 +268,13 @@ ASSERT_OFFSET(tuple, source_port_be, 2 * ADDRESS_BYTES);
 ASSERT_SIZE(tuple, 2 * ADDRESS_BYTES + 8);
 ASSERT_OFFSET(flow, backend_id, 2 * ADDRESS_BYTES + 8);
 ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 24);
-ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 32);
+ASSERT_OFFSET(flow, ifindex, 2 * ADDRESS_BYTES + 32);
+ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 36);
+ASSERT_OFFSET(pod_link, flows, 8);
+ASSERT_OFFSET(pod_link, pod, 32);
+ASSERT_SIZE(pod_link, ADDRESS_BYTES + 40);
+ASSERT_SIZE(pod, 12);
+ASSERT_SIZE(host_flow, 8);
 ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
 ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);

@@ -7,8 +7,9 @@
 #define NEXT TC_ACT_UNSPEC
 
 /* Back to the pod that sent it: out of the host's end of its link, the link-layer addresses exchanged. */
-static __always_inline int send_back(struct __sk_buff *skb)
+static __always_inline int send_back(const struct packet *packet)
 {
+	struct __sk_buff *skb = packet->skb;
 	struct ethhdr link;
 	__u8 address[ETH_ALEN];
 
@@ -19,7 +20,7 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	__builtin_memcpy(link.h_source, address, ETH_ALEN);
 	if (bpf_skb_store_bytes(skb, 0, &link, sizeof(link), 0))
 		return TC_ACT_SHOT;
-	return bpf_redirect(skb->ifindex, 0);
+	return bpf_redirect(packet->ifindex, 0);
 }
 
 static __always_inline bool is_dropped(enum verdict verdict)
@@ -61,5 +62,5 @@ static __always_inline int finish(const struct packet *packet, enum verdict verd
 		programs.call(packet->skb, PROGRAM_SCTP_CHECKSUM);
 		return TC_ACT_SHOT;
 	}
-	return is_hairpin(packet) ? send_back(packet->skb) : NEXT;
+	return is_hairpin(packet) ? send_back(packet) : NEXT;
 }

@@ -69,9 +69,14 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 	struct packet quoted = parse_quoted(outer);
 
 	/* An error goes to the sender of the quoted packet: anything else is forged, or not ours to redirect. */
-	if (quoted.kind != PACKET_TRANSPORT || !same_address(&outer->tuple.destination, &quoted.tuple.source))
+	if (quoted.kind != PACKET_TRANSPORT || !same_address(&outer->tuple.destination, &quoted.tuple.source)) {
+		outer->kind = PACKET_OTHER;
 		return VERDICT_UNTOUCHED;
+	}
 	struct tuple key = reversed(&quoted.tuple, outer->tuple.direction);
+	outer->tuple.source_port_be = key.source_port_be;
+	outer->tuple.destination_port_be = key.destination_port_be;
+	outer->tuple.protocol = key.protocol;
 	struct flow *flow = flows.lookup(&key);
 	if (!flow || is_expired(flow, now_seconds()))
 		return VERDICT_UNTOUCHED;

@@ -14,9 +14,14 @@ BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, FLOWS_MAX, FAMILY
 BPF_TABLE_PINNED("lru_hash", struct affinity_key, struct affinity, affinity, AFFINITY_MAX, FAMILY_PIN("affinity"), 0);
 BPF_TABLE_PINNED("lpm_trie", struct source_range_key, __u32, source_ranges, SOURCE_RANGES_MAX,
 		 FAMILY_PIN("source_ranges"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", __u32, struct pod_link, pod_links, POD_LINKS_MAX, FAMILY_PIN("pod_links"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("hash", struct address, struct pod, pods, PODS_MAX, FAMILY_PIN("pods"), 0);
+BPF_TABLE_PINNED("hash", struct tuple, struct host_flow, host_flows, HOST_FLOWS_MAX, FAMILY_PIN("host_flows"),
+		 BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("prog", __u32, __u32, programs, PROGRAM_COUNT, FAMILY_PIN("programs"), 0);
 
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT, SHARED_PIN("counters"), 0);
+BPF_TABLE_PINNED("percpu_array", __u32, struct counter, ways, WAY_COUNT, SHARED_PIN("ways"), 0);
 BPF_TABLE_PINNED("array", __u32, struct settings, settings, 1, SHARED_PIN("settings"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, __u32, schema, 1, SHARED_PIN("schema"), 0);
 

@@ -31,7 +31,7 @@ static __always_inline void tell(const struct packet *packet, enum verdict verdi
 	event->destination_port_be = from->destination_port_be;
 	event->to_source_port_be = to->source_port_be;
 	event->to_destination_port_be = to->destination_port_be;
-	event->ifindex = packet->skb->ifindex;
+	event->ifindex = packet->ifindex;
 	event->bytes = packet->skb->len;
 	event->verdict = verdict;
 	event->protocol = packet->protocol;

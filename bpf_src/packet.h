@@ -36,13 +36,17 @@ struct packet {
 	enum packet_kind kind;
 	__u32 transport_offset;	/* from the start of the frame */
 	__u32 end_offset;	/* of the IP packet: a frame may be padded behind it */
+	__u32 ifindex;		/* of the pod's link that it comes from or goes to */
+	struct pod_link *link;	/* that link's element; NULL: it has none */
 	__u8 protocol;
+	__u8 hop_limit;
 	__u8 tcp_flags;		/* of SCTP what means the same: SYN for INIT, RST for ABORT; of UDP 0 */
 	bool translated;
 	struct tuple tuple;
 	struct tuple to;	/* what it has become, if it was translated */
 };
 
+#define PACKET_FOR_HOST 0 /* PACKET_HOST of linux/if_packet.h */
 #define DIRECT_OFFSET_MAX 0x1fff
 
 /* Copy from the packet: straight from its linear part, where headers almost always are, else by the helper. */
@@ -80,6 +84,7 @@ struct network {
 	__u32 transport_offset;
 	__u32 end_offset;
 	__u8 protocol;
+	__u8 hop_limit;
 	struct address addresses[2];	/* source, destination */
 };
 
@@ -115,6 +120,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	network.transport_offset = offset + header_bytes;
 	network.end_offset = offset + total_bytes;
 	network.protocol = ip.protocol;
+	network.hop_limit = ip.ttl;
 	network.kind = ip.frag_off & htons(inner ? FRAGMENT_OFFSET_MASK : FRAGMENT_MASK) ? PACKET_FRAGMENT : PACKET_TRANSPORT;
 	__builtin_memcpy(network.addresses, &ip.saddr, sizeof(network.addresses));
 	return network;
@@ -157,6 +163,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	network.transport_offset = offset + sizeof(ip);
 	network.end_offset = network.transport_offset + payload_bytes;
 	network.protocol = ip.nexthdr;
+	network.hop_limit = ip.hop_limit;
 	__builtin_memcpy(network.addresses, &ip.saddr, sizeof(network.addresses));
 
 #pragma unroll
@@ -267,7 +274,9 @@ static __always_inline struct packet parse_packet(struct __sk_buff *skb, enum di
 		.kind = network.kind,
 		.transport_offset = network.transport_offset,
 		.end_offset = network.end_offset,
+		.ifindex = skb->ifindex,
 		.protocol = network.protocol,
+		.hop_limit = network.hop_limit,
 		.tuple = {
 			.source = network.addresses[0],
 			.destination = network.addresses[1],

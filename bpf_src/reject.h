@@ -105,7 +105,7 @@ static __always_inline int answer_reset(const struct packet *packet)
 	if (bpf_skb_store_bytes(skb, transport_offset, &reset, sizeof(reset), 0) ||
 	    write_network_header(skb, &answer, IPPROTO_TCP, sizeof(reset)))
 		return TC_ACT_SHOT;
-	return send_back(skb);
+	return send_back(packet);
 }
 
 /* RFC 792 and RFC 4443, 3.1: destination unreachable, port unreachable. */
@@ -140,5 +140,5 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 	if (bpf_skb_store_bytes(skb, NETWORK_OFFSET + NETWORK_HEADER_BYTES, &icmp, icmp_header_bytes, 0) ||
 	    write_network_header(skb, &answer, IPPROTO_ICMP_FAMILY, icmp_header_bytes + quoted_bytes))
 		return TC_ACT_SHOT;
-	return send_back(skb);
+	return send_back(packet);
 }

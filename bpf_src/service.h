@@ -163,7 +163,7 @@ static __always_inline enum verdict insert_reply(struct flow *flow, const struct
 static __always_inline bool has_answers_like_a_flow(const struct packet *packet, __u32 now)
 {
 	struct tuple reply_key = reversed(&packet->tuple, TO_POD);
-	struct flow *existing = flows.lookup(&reply_key);
+	struct flow *existing = may_have_flows(packet) ? flows.lookup(&reply_key) : NULL;
 
 	if (!existing)
 		return false;
@@ -184,6 +184,7 @@ static __always_inline enum verdict create_flow(const struct packet *packet, __u
 	flow->backend_id = backend_id;
 	flow->last_seen_seconds = now;
 	flow->created_seconds = now;
+	flow->ifindex = packet->ifindex;
 	if (backend_id) {
 		struct backend *backend = backends.lookup(&backend_id);
 
@@ -202,6 +203,8 @@ static __always_inline enum verdict create_flow(const struct packet *packet, __u
 	}
 	enum verdict verdict = insert_reply(flow, &packet->tuple, now);
 	if (verdict == VERDICT_BALANCED && flows.update((struct tuple *)&packet->tuple, flow))
-		return VERDICT_DROPPED_FLOW_TABLE_FULL;
+		verdict = VERDICT_DROPPED_FLOW_TABLE_FULL;
+	if (packet->link)
+		note_made(&packet->link->flows);
 	return verdict;
 }

@@ -29,17 +29,21 @@ __all__ = [
     "FlowFlags",
     "FlowState",
     "FrontendFlags",
+    "HostFlow",
     "Layouts",
+    "Pod",
     "ProgramIndex",
     "Settings",
+    "Standing",
     "Switches",
     "Verdict",
+    "Way",
     "address_bytes",
     "layouts",
     "pinned_name",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 """The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
@@ -47,8 +51,8 @@ PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "programs")
-SHARED_MAPS = ("counters", "settings", "events", "schema")
+FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "pod_links", "pods", "host_flows", "programs")
+SHARED_MAPS = ("counters", "ways", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
 
@@ -85,6 +89,20 @@ class Verdict(IntEnum):
     DROPPED_TRAFFIC_POLICY = 13
     DROPPED_SOURCE_RANGE = 14
     DROPPED_INTERNAL = 15
+
+
+class Way(IntEnum):
+    """How a packet of a pod was sent on while Switches.REDIRECT is set; for each way of the stack, why."""
+
+    PEER = 0
+    STACK_ELSEWHERE = 1
+    STACK_UNRECORDED = 2
+    STACK_HOST_FLOW = 3
+    STACK_SOURCE = 4
+    STACK_KIND = 5
+    STACK_LINK_LAYER = 6
+    STACK_HOP_LIMIT = 7
+    STACK_MTU = 8
 
 
 class FlowState(IntEnum):
@@ -128,6 +146,7 @@ class Layouts:
     AffinityKey: type[Structure]
     Affinity: type[Structure]
     SourceRangeKey: type[Structure]
+    PodLink: type[Structure]
 
 
 class Frontend(Structure):
@@ -147,6 +166,20 @@ class Affinity(Structure):
         ("last_used_seconds", c_uint32),
         ("pad", c_uint32),
     )
+
+
+class Standing(Structure):
+    """May there be something of a kind: unless `settled` is one more than `made`."""
+
+    _fields_ = (("made", c_uint32), ("settled", c_uint32))
+
+
+class Pod(Structure):
+    _fields_ = (("ifindex", c_uint32), ("mac", c_uint8 * 6), ("pad", c_uint16))
+
+
+class HostFlow(Structure):
+    _fields_ = (("ifindex", c_uint32), ("created_seconds", c_uint32))
 
 
 class Counter(Structure):
@@ -235,10 +268,22 @@ def layouts(family: int) -> Layouts:
             ("flags", c_uint8),
             ("pad", c_uint16),
             ("created_seconds", c_uint32),
+            ("ifindex", c_uint32),
         ),
         AffinityKey=_structure("AffinityKey", ("client", address), ("service_id", c_uint32)),
         Affinity=Affinity,
         SourceRangeKey=_structure(
             "SourceRangeKey", ("prefix_bits", c_uint32), ("service_id", c_uint32), ("client", address)
+        ),
+        PodLink=_structure(
+            "PodLink",
+            ("ifindex", c_uint32),
+            ("bridge", c_uint32),
+            ("flows", Standing),
+            ("host_flows", Standing),
+            ("unrecorded", Standing),
+            ("pod", address),
+            ("router_mac", c_uint8 * 6),
+            ("pad", c_uint16),
         ),
     )

@@ -47,6 +47,7 @@ class FlowRecord:
     service_id: int
     idle_seconds: int
     age_seconds: int
+    ifindex: int
 
 
 @cache
@@ -55,7 +56,7 @@ def _tuple_struct(family: int) -> Struct:
     return Struct(f"={size}s{size}s2s2sBBxx")
 
 
-_REST = Struct("=IIIIBBxxI")
+_REST = Struct("=IIIIBBxxII")
 
 
 def read_flows(generation: Generation, family: int) -> Iterator[FlowRecord]:
@@ -74,7 +75,7 @@ def now_seconds() -> int:
 def flow_record(family: int, key: bytes, value: bytes, now: int) -> FlowRecord:
     """One packed entry; `now` by `now_seconds`."""
     numbers = _REST.unpack_from(value, _tuple_struct(family).size)
-    backend_id, epoch, seen, service_id, state, flags, created = numbers
+    backend_id, epoch, seen, service_id, state, flags, created, ifindex = numbers
     return FlowRecord(
         family=family,
         tuple=_tuple(family, key),
@@ -86,6 +87,7 @@ def flow_record(family: int, key: bytes, value: bytes, now: int) -> FlowRecord:
         service_id=service_id,
         idle_seconds=max(now - seen, 0),
         age_seconds=max(now - created, 0),
+        ifindex=ifindex,
     )
 
 

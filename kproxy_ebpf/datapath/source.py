@@ -20,6 +20,8 @@ from kproxy_ebpf.errors import NodeError
 MAIN = "pod.c"
 # Exact to a few milliseconds and 20 ns cheaper; the programs count in seconds.
 _COARSE_CLOCK = (5, 11)
+# Until then redirect is served as stack: nothing else tells a packet that fits, and a link that is there.
+REDIRECT_KERNEL = (5, 12)
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
@@ -33,6 +35,9 @@ class Constants:
     flows_max: int = 262144
     affinity_max: int = 65536
     source_ranges_max: int = 65536
+    pod_links_max: int = 4096
+    pods_max: int = 8192
+    host_flows_max: int = 65536
     events_bytes: int = 1 << 20
 
 
@@ -54,6 +59,7 @@ class Source:
             "IP_FAMILY": family,
             "FAMILY_SUFFIX": f'"_v{family}"',
             "PIN_DIR": f'"{pin_folder}"',
+            "CHECK_MTU(...)": "bpf_check_mtu(__VA_ARGS__)" if kernel_version() >= REDIRECT_KERNEL else "-1",
             "COARSE_CLOCK": "bpf_ktime_get_coarse_ns" if kernel_version() >= _COARSE_CLOCK else "bpf_ktime_get_ns",
         }
         defines |= {name.upper(): getattr(self.constants, name) for name in Constants.__dataclass_fields__}

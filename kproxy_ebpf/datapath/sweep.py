@@ -80,4 +80,4 @@ def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE) -> 
 
 def _part(family: int) -> Struct:
     """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds."""
-    return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xI")
+    return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xII")

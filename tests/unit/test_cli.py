@@ -167,7 +167,7 @@ def test_a_connection_is_one_row() -> None:
     client = packed("fd00::9")
     forward = FlowTuple(client, 1234, packed("fd00::1"), 80, 6, Direction.FROM_POD)
     to = FlowTuple(client, 1234, packed("fd00::7"), 8080, 6, Direction.TO_POD)
-    numbers = {"backend_id": 3, "epoch": 1, "service_id": 1, "idle_seconds": 2, "age_seconds": 70}
+    numbers = {"backend_id": 3, "epoch": 1, "service_id": 1, "idle_seconds": 2, "age_seconds": 70, "ifindex": 7}
     entries = [
         FlowRecord(6, forward, to, FlowState.ESTABLISHED, FlowFlags(0), **numbers),
         FlowRecord(6, to, forward, FlowState.ESTABLISHED, FlowFlags.REPLY, **numbers),

@@ -33,6 +33,7 @@ ENUMS: dict[str, tuple[type[IntEnum], str]] = {
     "flow_state": (contract.FlowState, "FLOW_"),
     "flow_flags": (contract.FlowFlags, "FLOW_"),  # type: ignore[dict-item]
     "events_level": (contract.EventsLevel, "EVENTS_"),
+    "way": (contract.Way, "WAY_"),
     "settings_switches": (contract.Switches, "SWITCH_"),  # type: ignore[dict-item]
     "tail_program": (contract.ProgramIndex, "PROGRAM_"),
 }

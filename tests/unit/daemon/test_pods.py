@@ -121,7 +121,7 @@ async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
 )
 def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: int, alive: bool) -> None:
     way = FlowTuple(b"\1\1\1\1", 1, b"\2\2\2\2", 2, protocol, Direction.FROM_POD)
-    flow = FlowRecord(4, way, way, state, FlowFlags(0), 1, 1, 1, idle_seconds=idle, age_seconds=idle)
+    flow = FlowRecord(4, way, way, state, FlowFlags(0), 1, 1, 1, idle_seconds=idle, age_seconds=idle, ifindex=1)
     assert is_live(flow) is alive
 
 

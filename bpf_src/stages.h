@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The two stages of a packet between pods: out of the pod that sends it, into the pod that receives it. Each ends in a verdict. */
+
+/* A packet without a tuple: ICMP errors may quote one, everything else is the host's. */
+static __always_inline enum verdict leave(const struct packet *packet)
+{
+	switch (packet->kind) {
+	case PACKET_ICMP_ERROR:
+		packet->skb->cb[ARGUMENT_DIRECTION] = packet->tuple.direction;
+		programs.call(packet->skb, PROGRAM_ICMP_ERROR);
+		return VERDICT_DROPPED_INTERNAL;
+	case PACKET_FRAGMENT:
+		return VERDICT_FRAGMENT;
+	case PACKET_MALFORMED:
+		return VERDICT_MALFORMED;
+	default:
+		return VERDICT_UNTOUCHED;
+	}
+}
+
+/*
+ * Of the backend that the flow was made with. Another epoch: the id has been given away, so that backend has left or is
+ * gone, and nobody knows any more which.
+ */
+static __always_inline enum backend_state state_of_backend(const struct flow *flow)
+{
+	if (!flow->backend_id)
+		return BACKEND_USABLE; /* of no Service: nothing will ever be learned of it */
+	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
+
+	return backend && backend->epoch == flow->epoch ? backend->state : BACKEND_LEFT;
+}
+
+/* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
+enum fate { FLOW_GOES_ON, FLOW_BEGINS_ANEW, FLOW_IS_RESET };
+
+static __always_inline enum fate fate_of(const struct packet *packet, const struct flow *flow, __u32 now)
+{
+	if (is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED))
+		return FLOW_BEGINS_ANEW;
+	if (flow->flags & FLOW_REPLY)
+		return FLOW_GOES_ON;
+	enum backend_state state = state_of_backend(flow);
+	bool stays = state == BACKEND_USABLE || state == BACKEND_KEEP;
+	if (packet->protocol == IPPROTO_UDP)
+		return stays ? FLOW_GOES_ON : FLOW_BEGINS_ANEW;
+	if (is_syn(packet))
+		return state == BACKEND_USABLE || (stays && flow->state == FLOW_NEW) ? FLOW_GOES_ON : FLOW_BEGINS_ANEW;
+	return state == BACKEND_GONE ? FLOW_IS_RESET : FLOW_GOES_ON;
+}
+
+/* The first packet of a flow, or one that belongs to none. */
+static __always_inline enum verdict begin_flow(struct packet *packet)
+{
+	if (packet->protocol != IPPROTO_UDP && !is_syn(packet))
+		return VERDICT_MIDSTREAM;
+
+	__u32 now = now_seconds();
+	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
+	if (is_on(SWITCH_TC))
+		choice = choose_backend(packet, now);
+	if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
+		choice.verdict = VERDICT_TRANSLATED;
+	else if (choice.verdict != VERDICT_BALANCED)
+		return choice.verdict;
+	else if (!choice.backend_id)
+		return VERDICT_DROPPED_INTERNAL;
+	struct flow flow = {};
+	enum verdict verdict = create_flow(packet, choice.backend_id, now, &flow);
+	if (verdict != VERDICT_BALANCED)
+		return verdict;
+	return translate(packet, &flow.to) ? choice.verdict : VERDICT_DROPPED_INTERNAL;
+}
+
+static __always_inline enum verdict continue_flow(struct packet *packet, struct flow *flow, __u32 now)
+{
+	touch(packet, flow, now);
+	if (!translate(packet, &flow->to))
+		return VERDICT_DROPPED_INTERNAL;
+	return flow->flags & FLOW_REPLY ? VERDICT_REVERSED : VERDICT_TRANSLATED;
+}
+
+static __always_inline enum verdict verdict_from_pod(struct packet *packet)
+{
+	struct flow *flow = find_flow(packet);
+	if (flow) {
+		__u32 now = now_seconds();
+		enum fate fate = fate_of(packet, flow, now);
+		if (fate == FLOW_GOES_ON)
+			return continue_flow(packet, flow, now);
+		if (fate == FLOW_IS_RESET) {
+			/* Our RST ends the flow: nobody else will, and it would count as live for days. */
+			packet->tcp_flags |= TCP_RST;
+			touch(packet, flow, now);
+			return VERDICT_RESET_BACKEND_GONE;
+		}
+	}
+	return begin_flow(packet);
+}
+
+static __always_inline enum verdict verdict_to_pod(struct packet *packet)
+{
+	struct flow *flow = find_flow(packet);
+	if (!flow)
+		return VERDICT_UNTOUCHED;
+
+	__u32 now = now_seconds();
+	return is_expired(flow, now) ? VERDICT_UNTOUCHED : continue_flow(packet, flow, now);
+}
