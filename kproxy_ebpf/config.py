@@ -107,8 +107,6 @@ class Settings(BaseModel):
         """What is asked for but not part of this version, one sentence each. Modes socket and hybrid are served as tc,
         which gives the same answers; so nobody has to know.
         """
-        if self.forwarding is Forwarding.REDIRECT:
-            yield "forwarding redirect: this version leaves forwarding to the host's stack"
         if self.network_policy is not NetworkPolicy.OFF:
             yield f"network-policy {self.network_policy.value}: this version has no network policies yet"
 

@@ -134,6 +134,7 @@ class Daemon:
             await self._synced.wait()
         await datapath.take_over()
         start_part("links", pods.links.run())
+        start_part("forwarding", pods.forward())
         start_part("drain", pods.drain())
         start_part("guard", pods.guard(self.options.sync_period))
         start_part("room", keep_room(datapath.generation, self.health))

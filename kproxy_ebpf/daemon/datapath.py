@@ -13,7 +13,8 @@ from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.contract import FlowState, Switches
 from kproxy_ebpf.datapath.flows import FlowRecord, read_flows
 from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
+from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
+from kproxy_ebpf.datapath.pod_links import Kind, PodLinkTable
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
@@ -31,7 +32,7 @@ class Datapath:
         self._capacities = capacities
         self.attacher = Attacher(generation, method)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
-        self._counters = Counters(generation)
+        self._counters, self._ways = Counters(generation), Ways(generation)
         self._live = LiveSettings(generation)
         self._occupancy = Occupancy(generation)
 
@@ -61,7 +62,14 @@ class Datapath:
         self.generation.retire_others()
 
     def switch(self, switches: Switches) -> None:
-        """What new connections meet from now on; those that exist go on as they began."""
+        """What new connections meet from now on; those that exist go on as they began.
+
+        What began the host's way while nobody noted it is looked for before the short cut is taken.
+        """
+        if Switches.REDIRECT in switches and Switches.REDIRECT not in self._live.switches():
+            for family in FAMILIES:
+                with PodLinkTable(self.generation, family) as table:
+                    table.unsettle(Kind.UNRECORDED)
         self._live.switch(switches)
 
     def tables(self) -> list[Tables]:
@@ -80,7 +88,8 @@ class Datapath:
     def reading(self) -> DatapathReading:
         """What the maps say now, for metrics."""
         verdicts = {verdict.name.lower(): count for verdict, count in self._counters.read().items()}
-        return DatapathReading(verdicts, self._occupancy.read())
+        ways = {way.name.lower(): count for way, count in self._ways.read().items()}
+        return DatapathReading(verdicts, self._occupancy.read(), ways)
 
     def has_live_flows(self) -> bool:
         """Whether any connection still needs the programs."""
@@ -95,6 +104,7 @@ class Datapath:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
         self._counters.close()
+        self._ways.close()
         self._live.close()
         for maps in self._maps.values():
             maps.close()

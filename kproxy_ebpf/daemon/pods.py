@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
-from kproxy_ebpf.config import Settings, SettingsKeeper
+from kproxy_ebpf.config import Forwarding, Settings, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.daemon.short_cut import ShortCut
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.links import PodLinks
 from kproxy_ebpf.observe.health import Health
@@ -21,7 +22,10 @@ DRAIN_SECONDS = 5.0
 
 def switches_of(settings: Settings) -> Switches:
     """What the programs are told of the settings. Mode socket is served at tc until there are programs at connect()."""
-    return Switches.TC if settings.mode.is_on else Switches(0)
+    switches = Switches.TC if settings.mode.is_on else Switches(0)
+    if settings.mode.is_on and settings.forwarding is Forwarding.REDIRECT:
+        switches |= Switches.REDIRECT
+    return switches
 
 
 class Pods:
@@ -37,9 +41,10 @@ class Pods:
     ) -> None:
         self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
         self._failures = metrics.attach_failures
+        self.short_cut = ShortCut(datapath.generation, self._is_redirecting, health)
         self._drained = not self.is_on and not datapath.has_live_flows()
         self._switched = asyncio.Event()
-        self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed)
+        self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed, self.short_cut.stir)
         metrics.attached_links.set_function(lambda: len(self.links.attached))
         datapath.switch(switches_of(keeper.current))
         keeper.listen(self._on_settings)
@@ -48,6 +53,13 @@ class Pods:
     def is_on(self) -> bool:
         """Whether new connections need the programs."""
         return self._keeper.current.mode.is_on
+
+    def _is_redirecting(self) -> bool:
+        return Switches.REDIRECT in switches_of(self._keeper.current)
+
+    async def forward(self) -> None:
+        """Keep what the programs know of pods' addresses and of the host's connections; for ever."""
+        await self.short_cut.run(self.links)
 
     async def drain(self) -> None:
         """In mode off, take the programs off as soon as no flow needs them; for ever."""
@@ -83,6 +95,7 @@ class Pods:
         self._datapath.switch(switches_of(self._keeper.current))
         self._switched.set()
         self.links.reconsider()
+        self.short_cut.stir()
 
     def _on_attached(self, _: float) -> None:
         self._tell_failures()

@@ -13,6 +13,7 @@ import structlog
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.contract import pinned_name
 from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.pod_links import Kind, PodLinkTable
 from kproxy_ebpf.datapath.sweep import Swept, sweep
 from kproxy_ebpf.observe.health import Health
 
@@ -33,6 +34,15 @@ def crowded(swept: dict[int, Swept]) -> str | None:
     return "; ".join(full) or None
 
 
+def sweep_and_settle(generation: Generation, family: int) -> Swept:
+    """Sweep, and tell the programs which links have no flows: packets there need no look-up. Raises OSError."""
+    with PodLinkTable(generation, family) as table:
+        made = table.made(Kind.FLOWS)
+        swept = sweep(generation, family, unsettled=made.keys())
+        table.settle(Kind.FLOWS, {ifindex: count for ifindex, count in made.items() if ifindex not in swept.links})
+        return swept
+
+
 async def keep_room(generation: Generation, health: Health, period_seconds: float = PERIOD_SECONDS) -> None:
     """Sweep for ever. A lack of room is a problem in /healthz while it lasts, and a line in the log when it begins.
 
@@ -41,7 +51,9 @@ async def keep_room(generation: Generation, health: Health, period_seconds: floa
     before: str | None = None
     while True:
         await asyncio.sleep(period_seconds)
-        sentence = crowded({family: await asyncio.to_thread(sweep, generation, family) for family in FAMILIES})
+        sentence = crowded(
+            {family: await asyncio.to_thread(sweep_and_settle, generation, family) for family in FAMILIES}
+        )
         health.problem("room", sentence)
         if sentence is not None and before is None:
             log.warning("a table is nearly full", tables=sentence)

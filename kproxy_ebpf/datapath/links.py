@@ -26,7 +26,8 @@ class PodLinks:
     """Keeps the programs attached to exactly the pods' links. `run` does the work; the rest may be called meanwhile.
 
     `admits` says whether a link's name is a pod's; after it has changed its mind call `reconsider`. `on_attached` is
-    told how many seconds after the kernel's message a link had its programs, `on_failed` of each failed attempt.
+    told how many seconds after the kernel's message a link had its programs, `on_failed` of each failed attempt,
+    `on_stir` that `attached` or the addresses behind links may have changed.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class PodLinks:
         admits: Callable[[str], bool],
         on_attached: Callable[[float], None] = lambda _: None,
         on_failed: Callable[[], None] = lambda: None,
+        on_stir: Callable[[], None] = lambda: None,
     ) -> None:
         self.attached: dict[int, str] = {}
         self.failed: dict[int, str] = {}
         self._attacher = attacher
         self._admits = admits
         self._on_attached, self._on_failed = on_attached, on_failed
+        self._on_stir = on_stir
         self._known: dict[int, str] = {}
         self._uplinks: set[int] = set()
         self._heard: deque[tuple[float, LinkChange]] = deque()
@@ -56,7 +59,7 @@ class PodLinks:
     async def run(self) -> None:
         """Attach and detach until cancelled. What is attached then stays: the datapath outlives the daemon."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(rtnetlink.listen(self._hear))
+            group.create_task(rtnetlink.listen(self._hear, self._on_stir))
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -130,6 +133,7 @@ class PodLinks:
             self._on_attached(time.monotonic() - heard_at)
             log.info("programs attached", link=name, ifindex=ifindex, method=str(method))
         self.attached[ifindex] = name
+        self._on_stir()
 
     async def _detach(self, ifindex: int) -> None:
         name = self.attached.get(ifindex, "")
@@ -139,4 +143,5 @@ class PodLinks:
             log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
         else:
             self.attached.pop(ifindex, None)
+            self._on_stir()
             log.info("programs taken off", link=name, ifindex=ifindex)

@@ -11,7 +11,7 @@ from kproxy_ebpf.datapath.arrays import Backends, MappedArray, Slots
 from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.codec import codec, unpack_frontend_values
-from kproxy_ebpf.datapath.contract import EventsLevel, Settings, Switches, Verdict, pinned_name
+from kproxy_ebpf.datapath.contract import EventsLevel, Settings, Switches, Verdict, Way, pinned_name
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.model.tables import Frontend, TableContents, TableWrites
 
@@ -66,22 +66,38 @@ class ServiceMaps:
             map_.close()
 
 
-class Counters:
-    """The verdict counters of both families."""
+class _Counts:
+    """(packets, bytes) of both families since the map was made, all CPUs added up."""
 
-    def __init__(self, generation: Generation) -> None:
-        self._map = generation.map("counters")
+    def __init__(self, generation: Generation, name: str) -> None:
+        self._map = generation.map(name)
 
-    def read(self) -> dict[Verdict, tuple[int, int]]:
-        """(packets, bytes) by verdict since the map was made, all CPUs added up."""
-        return {verdict: self._sum(verdict) for verdict in Verdict}
-
-    def _sum(self, verdict: Verdict) -> tuple[int, int]:
-        values = list(_COUNTER.iter_unpack(self._map.lookup(_U32.pack(verdict)) or b""))
+    def sum(self, index: int) -> tuple[int, int]:
+        values = list(_COUNTER.iter_unpack(self._map.lookup(_U32.pack(index)) or b""))
         return sum(packets for packets, _ in values), sum(octets for _, octets in values)
 
     def close(self) -> None:
         self._map.close()
+
+
+class Counters(_Counts):
+    """The verdict counters."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation, "counters")
+
+    def read(self) -> dict[Verdict, tuple[int, int]]:
+        return {verdict: self.sum(verdict) for verdict in Verdict}
+
+
+class Ways(_Counts):
+    """The counters of the ways that packets went on."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation, "ways")
+
+    def read(self) -> dict[Way, tuple[int, int]]:
+        return {way: self.sum(way) for way in Way}
 
 
 class LiveSettings:

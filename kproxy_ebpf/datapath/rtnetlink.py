@@ -20,14 +20,16 @@ import structlog
 from pyroute2.iproute.linux import AsyncIPRoute, IPRoute
 from pyroute2.netlink import NLM_F_DUMP_INTR
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, rt_type
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH, rt_type
 
 log = structlog.get_logger(__name__)
 
 Message = Any
 """What pyroute2 makes of a netlink message: header fields by name, attributes by `get_attr`."""
 
-_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE
+_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_NEIGH
+_NEIGHBOUR_EVENTS = ("RTM_NEWNEIGH", "RTM_DELNEIGH")
+NO_NEIGHBOUR = 0x01 | 0x20 | 0x40  # NUD_INCOMPLETE, NUD_FAILED, NUD_NOARP
 _SO_RCVBUFFORCE = getattr(socket, "SO_RCVBUFFORCE", 33)
 _HEARING_BYTES = 1 << 22
 
@@ -91,10 +93,21 @@ def dump(call: Callable[[], Iterable[Message]]) -> list[Message]:
             return messages
 
 
-async def listen(hear: Tell) -> None:
-    """Call `hear`, in this loop, for all that happens from now on (first None), until cancelled. Raises OSError."""
+async def listen(hear: Tell, stir: Callable[[], object] = lambda: None) -> None:
+    """Call `hear`, in this loop, for all that happens to links from now on (first None), until cancelled; `stir` when
+    something changes that pods' addresses are read from. Raises OSError.
+    """
     home, apart = asyncio.get_running_loop(), asyncio.SelectorEventLoop()
-    task = apart.create_task(_listen(lambda change: home.call_soon_threadsafe(hear, change)))
+    tell, neighbours = (lambda change: home.call_soon_threadsafe(hear, change)), Neighbours()
+
+    def take(message: Message) -> None:
+        if message["event"] not in _NEIGHBOUR_EVENTS:
+            _tell(message, tell)
+            home.call_soon_threadsafe(stir)
+        elif neighbours.changes(message):
+            home.call_soon_threadsafe(stir)
+
+    task = apart.create_task(_listen(tell, take))
     with ThreadPoolExecutor(1, "rtnetlink") as thread:
         listening = home.run_in_executor(thread, _run, apart, task)
         try:
@@ -113,7 +126,7 @@ def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
         loop.close()
 
 
-async def _listen(tell: Tell) -> None:
+async def _listen(tell: Tell, take: Callable[[Message], None]) -> None:
     """After a loss pyroute2's socket is of no more use: a new one is bound before all is looked at again."""
     while True:
         try:
@@ -123,11 +136,29 @@ async def _listen(tell: Tell) -> None:
                 tell(None)
                 while True:
                     async for message in route.get():
-                        _tell(message, tell)
+                        take(message)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             log.warning("link messages were lost: looking at all links again")
+
+
+class Neighbours:
+    """Tells news from the many messages that only say how fresh a neighbour is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], str] = {}
+
+    def changes(self, message: Message) -> bool:
+        if message["family"] not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        key = message["ifindex"], message.get_attr("NDA_DST")
+        is_there = message["event"] == "RTM_NEWNEIGH" and not message["state"] & NO_NEIGHBOUR
+        mac = message.get_attr("NDA_LLADDR") or "" if is_there else ""
+        was = self._known.pop(key, "")
+        if mac:
+            self._known[key] = mac
+        return bool(mac != was)
 
 
 def _tell(message: Message, tell: Tell) -> None:

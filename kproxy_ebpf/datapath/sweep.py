@@ -8,6 +8,8 @@ before its time.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from struct import Struct
 from typing import NamedTuple
 
@@ -30,54 +32,66 @@ _IDLE_SECONDS: dict[tuple[int, int], int] = {
     (Protocol.UDP, FlowState.ESTABLISHED): 120,
 }
 _ONE_SHOT_IDLE_SECONDS = 15
+_TIME_WAIT_SECONDS = 60  # a client may still have to answer the end of a closed connection once more
 
 
 class Swept(NamedTuple):
-    """How many entries there were, how many of them were removed, and how many there may be."""
+    """How many entries there were, how many of them were removed, and how many there may be. `links`: those that still
+    have flows.
+    """
 
     entries: int
     removed: int
     limit: int
+    links: frozenset[int] = frozenset()
 
     @property
     def left(self) -> int:
         return self.entries - self.removed
 
 
-def is_over(protocol: int, state: int, idle_seconds: int, lived_seconds: int) -> bool:
-    """Whether nothing is lost with an entry last used `idle_seconds` ago, `lived_seconds` after it was made."""
-    if protocol == Protocol.UDP and lived_seconds <= ONE_SHOT_SECONDS:
+def is_over(protocol: int, state: int, idle_seconds: int, lived_seconds: int, *, crowded: bool = True) -> bool:
+    """Whether nothing is lost with an entry last used `idle_seconds` ago, `lived_seconds` after it was made.
+
+    Where it is not `crowded`, a client may as well keep its backend for as long as conntrack would let it.
+    """
+    if crowded and protocol == Protocol.UDP and lived_seconds <= ONE_SHOT_SECONDS:
         return idle_seconds > _ONE_SHOT_IDLE_SECONDS
     limit = _IDLE_SECONDS.get((protocol, state))
+    if not crowded and state == FlowState.CLOSED:
+        limit = _TIME_WAIT_SECONDS
     return limit is not None and idle_seconds > limit
 
 
-def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE) -> Swept:
-    """Remove what is over from one family's flow table, if more than `share` of it is in use. Raises OSError."""
+def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE, unsettled: Collection[int] = ()) -> Swept:
+    """Remove what is over from one family's flow table, if more than `share` of it is in use; else only of those
+    `unsettled` links (ifindex) that have nothing else, so that packets there need no look-up. Raises OSError.
+    """
     with generation.map("flows", family) as flows:
-        size, limit, now = flows.info.key_size, flows.info.max_entries, now_seconds()
-        part = _part(family)
-
-        def over(value: tuple[int, int, int, int]) -> bool:
-            protocol, seen, state, created = value
-            return is_over(protocol, state, now - seen, seen - created)
-
-        entries, keys_over = 0, []
+        size, limit, now, part = flows.info.key_size, flows.info.max_entries, now_seconds(), _part(family)
+        links: Counter[int] = Counter()
+        over: list[tuple[bytes, int]] = []
+        crowded = flows.count() >= share * limit
         for keys, values in flows.chunks():
-            entries += len(keys) // size
-            for number, value in enumerate(part.iter_unpack(values)):
-                if over(value):
-                    keys_over.append(keys[number * size : (number + 1) * size])
-        if entries < share * limit:
-            return Swept(entries, 0, limit)
-        removed = 0
-        for key in keys_over:
-            value_now = flows.lookup(key)  # its port may have been used anew since
-            if value_now is not None and over(part.unpack(value_now)):
+            for number, (protocol, seen, state, created, ifindex) in enumerate(part.iter_unpack(values)):
+                links[ifindex] += 1
+                if is_over(protocol, state, now - seen, seen - created, crowded=crowded):
+                    over.append((keys[number * size : (number + 1) * size], ifindex))
+        entries, removed = links.total(), 0
+        busy = links - Counter(ifindex for _, ifindex in over)
+        for key, ifindex in over:
+            if not crowded and (busy[ifindex] or ifindex not in unsettled):
+                continue
+            value = flows.lookup(key)
+            if value is not None:
+                protocol, seen, state, created, _ = part.unpack(value)
+                if not is_over(protocol, state, now - seen, seen - created, crowded=crowded):
+                    continue  # its port is in use anew
                 removed += flows.delete(key)
-        return Swept(entries, removed, limit)
+            links[ifindex] -= 1
+        return Swept(entries, removed, limit, frozenset(+links))
 
 
 def _part(family: int) -> Struct:
-    """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds."""
+    """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds, ifindex."""
     return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xII")

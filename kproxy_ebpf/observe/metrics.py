@@ -98,10 +98,11 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class DatapathReading:
-    """What the maps say at one moment. `verdicts`: name → (packets, bytes); `tables`: name → (entries, limit)."""
+    """What the maps say at one moment. `verdicts`, `ways`: name → (packets, bytes); `tables`: name → (entries, limit)."""
 
     verdicts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tables: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ways: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class DatapathCollector(Collector):
@@ -120,9 +121,16 @@ class DatapathCollector(Collector):
         for verdict, (count, length) in reading.verdicts.items():
             packets.add_metric([verdict], count)
             size.add_metric([verdict], length)
+        ways = CounterMetricFamily(
+            "kproxy_ebpf_forwarded",
+            "Packets by the way that they went on (forwarding: redirect)",
+            labels=["way"],
+        )
+        for way, (count, _) in reading.ways.items():
+            ways.add_metric([way], count)
         entries = GaugeMetricFamily("kproxy_ebpf_table_entries", "Entries in use", labels=["table"])
         limits = GaugeMetricFamily("kproxy_ebpf_table_max_entries", "Entries that fit", labels=["table"])
         for table, (used, limit) in reading.tables.items():
             entries.add_metric([table], used)
             limits.add_metric([table], limit)
-        yield from (packets, size, entries, limits)
+        yield from (packets, size, ways, entries, limits)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +24,20 @@ from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
-VARIANTS = {"tcx": {"attach": "tcx"}, "clsact": {"attach": "clsact"}, "bridge": {"cni": Cni.BRIDGE}}
+REDIRECT = {"forwarding": "redirect"}
+VARIANTS = {
+    "tcx": {"attach": "tcx"},
+    "clsact": {"attach": "clsact"},
+    "bridge": {"cni": Cni.BRIDGE},
+    "redirect": {"settings": REDIRECT},
+    "redirect-clsact": {"settings": REDIRECT, "attach": "clsact"},
+    "redirect-bridge": {"settings": REDIRECT, "cni": Cni.BRIDGE},
+}
 
 
 def in_worlds(*variants: str) -> pytest.MarkDecorator:
     """Run a module's tests once in each of these worlds. In the order of VARIANTS: pytest groups by position."""
-    assert list(variants) == list(VARIANTS)[: len(variants)]
+    assert list(variants) == [variant for variant in VARIANTS if variant in variants]
     return pytest.mark.parametrize("world", variants, indirect=True, scope="session")
 
 
@@ -123,7 +131,14 @@ class Service:
             daemon.manifests.remove_service(self.name)
 
 
-def build_world(lab: Lab, *, attach: str = "auto", cni: Cni = Cni.PTP, flags: tuple[str, ...] = ()) -> World:
+def build_world(
+    lab: Lab,
+    *,
+    attach: str = "auto",
+    cni: Cni = Cni.PTP,
+    flags: tuple[str, ...] = (),
+    settings: Mapping[str, str] | None = None,
+) -> World:
     world = World(lab)
     node1, node2 = lab.node("node1", cni=cni), lab.node("node2", cni=cni)
     node1.pod("client")
@@ -132,7 +147,7 @@ def build_world(lab: Lab, *, attach: str = "auto", cni: Cni = Cni.PTP, flags: tu
     world.serve(node2.pod("far"))
     node2.pod("farclient")
     for node in (node1, node2):
-        daemon = Daemon(node, flags=["--attach", attach, *flags])
+        daemon = Daemon(node, flags=["--attach", attach, *flags], settings=settings)
         world.daemons.append(daemon)
         daemon.launch()
     for daemon in world.daemons:

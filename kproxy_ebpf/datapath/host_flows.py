@@ -1,0 +1,83 @@
+"""The connections that go the host's way: what conntrack follows, as far as the programs have to know it.
+
+The programs note a connection between known pods when its first packet comes the host's way. What began before they
+looked is added here from conntrack, and what conntrack has forgotten is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from struct import Struct
+from typing import NamedTuple
+
+from kproxy_ebpf.datapath import conntrack
+from kproxy_ebpf.datapath.conntrack import Tracked
+from kproxy_ebpf.datapath.flows import flow_key, now_seconds
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.pod_links import Kind, PodLinkTable
+
+_VALUE = Struct("=II")  # struct host_flow: ifindex, created_seconds
+_GRACE_SECONDS = 1  # conntrack was read while an entry this young was made
+
+
+class Looked(NamedTuple):
+    """What a look found: entries of host_flows there are now, how many of them it has added, how many removed."""
+
+    entries: int
+    added: int
+    removed: int
+
+
+def is_worth_a_look(generation: Generation, family: int) -> bool:
+    """Whether anything is unsettled that a look could settle."""
+    with PodLinkTable(generation, family) as table:
+        return bool(table.made(Kind.HOST_FLOWS) or table.made(Kind.UNRECORDED))
+
+
+def look(generation: Generation, family: int, pods: Mapping[bytes, int]) -> Looked:
+    """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of pods by address.
+
+    Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
+    """
+    with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
+        unrecorded, unsettled = table.made(Kind.UNRECORDED), table.made(Kind.HOST_FLOWS)
+        began = now_seconds()
+        followed = _followed(family, conntrack.tracked(family), pods)
+        in_use: set[int] = set()
+        removed = 0
+        present = dict(flows.items())
+        for key in present:
+            value = flows.lookup(key)
+            if value is None:
+                continue
+            ifindex, created = _VALUE.unpack(value)
+            if key in followed or created >= began - _GRACE_SECONDS:
+                in_use.add(ifindex)
+            else:
+                removed += flows.delete(key)
+        missing = {
+            key: each.ifindex for key, each in followed.items() if key not in present and each.links & unrecorded.keys()
+        }
+        table.unsettle(Kind.HOST_FLOWS, missing.values())
+        flows.update_batch(b"".join(missing), b"".join(_VALUE.pack(each, began) for each in missing.values()))
+        in_use.update(missing.values())
+        table.settle(Kind.HOST_FLOWS, {each: made for each, made in unsettled.items() if each not in in_use})
+        table.settle(Kind.UNRECORDED, unrecorded)
+        return Looked(len(present) - removed + len(missing), len(missing), removed)
+
+
+class _Followed(NamedTuple):
+    ifindex: int  # the link that counts it
+    links: frozenset[int]  # of the pods at its ends
+
+
+def _followed(family: int, connections: list[Tracked], pods: Mapping[bytes, int]) -> dict[bytes, _Followed]:
+    """The connections whose packets the short cut could take, by their key in host_flows: both ends are pods."""
+    found = {}
+    for connection in connections:
+        for way in connection:
+            ends = pods.get(way.source), pods.get(way.destination)
+            if None not in ends:
+                ifindex = pods.get(connection.reply.source) or ends[0] or 0
+                found[flow_key(family, way)] = _Followed(ifindex, frozenset(filter(None, ends)))
+    return found

@@ -1,0 +1,162 @@
+"""Which address is behind which pod link: what the host itself would go by, never what a packet says.
+
+Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, and ports with
+a link-layer address behind them; that of the pod's own end is read in the pod's network namespace, since a bridge
+forgets what it has learned when packets pass it by.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import rt_scope, rt_type
+
+from kproxy_ebpf.datapath import rtnetlink
+from kproxy_ebpf.datapath.contract import address_bytes
+from kproxy_ebpf.datapath.pod_links import LinkFacts
+from kproxy_ebpf.datapath.rtnetlink import NO_NEIGHBOUR, Message, requests
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_MAIN_TABLE = 254
+_UP = 1
+
+
+class Port(NamedTuple):
+    """A pod's link that packets can be handed through: a veth whose end with `mac` is in another network namespace."""
+
+    ifindex: int
+    bridge: int  # that it is a port of, or 0
+    mac: bytes
+    router_mac: bytes  # of the link, or of its bridge
+
+
+Claims = dict[bytes, set[int]]
+"""Which links say that an address is behind them."""
+
+
+class PodAddresses:
+    """What was read last. Pods' ends of links are asked for once each."""
+
+    def __init__(self) -> None:
+        self._macs: dict[int, bytes] = {}
+
+    def read(
+        self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]
+    ) -> tuple[dict[int, Port], dict[int, dict[bytes, int]]]:
+        """The ports among `links`, and by family which of them has which address: one each, for one link each.
+
+        `known` is what held until now. An address behind a bridge stays known while nothing contradicts, because
+        neighbour entries that are not used are forgotten. Raises OSError.
+        """
+        with requests("addresses of pods") as route:
+            ports = self._ports(route, links)
+            addresses = {family: _addresses(route, family, ports, known[family]) for family in _FAMILIES}
+        return ports, addresses
+
+    def _ports(self, route: IPRoute, links: Collection[int]) -> dict[int, Port]:
+        messages = {message["index"]: message for message in rtnetlink.dump(route.get_links)}
+        bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if _is_plain_bridge(message)}
+        self._macs = {ifindex: mac for ifindex, mac in self._macs.items() if ifindex in messages}
+        ports = {}
+        for ifindex in links & messages.keys():
+            message = messages[ifindex]
+            bridge = message.get_attr("IFLA_MASTER") or 0
+            router_mac = bridges.get(bridge, b"") if bridge else _mac(message)
+            if _is_plain_veth(message) and router_mac and (mac := self._mac_behind(route, ifindex, message)):
+                ports[ifindex] = Port(ifindex, bridge, mac, router_mac)
+        return ports
+
+    def _mac_behind(self, route: IPRoute, ifindex: int, message: Message) -> bytes:
+        """The link-layer address of the pod's end; b"" where it is gone."""
+        if ifindex not in self._macs:
+            peer = {"index": message.get_attr("IFLA_LINK"), "if_netnsid": message.get_attr("IFLA_LINK_NETNSID")}
+            try:
+                (answer,) = route.link("get", **peer)
+            except NetlinkError:
+                return b""
+            self._macs[ifindex] = _mac(answer)
+        return self._macs[ifindex]
+
+
+def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[int, LinkFacts]:
+    """What the programs are told of the ports, given one family's addresses."""
+    pods = {ifindex: address for address, ifindex in addresses.items()}
+    return {
+        port.ifindex: LinkFacts(pods.get(port.ifindex, b""), port.bridge, port.router_mac) for port in ports.values()
+    }
+
+
+def _addresses(route: IPRoute, family: int, ports: Mapping[int, Port], known: Mapping[bytes, int]) -> dict[bytes, int]:
+    claims: Claims = {}
+    for address, ifindex in (*_host_routes(route, family), *_neighbours(route, family, ports)):
+        claims.setdefault(address, set()).add(ifindex)
+    for address, ifindex in known.items():
+        if ifindex in ports and ports[ifindex].bridge:
+            claims.setdefault(address, {ifindex})
+    return one_each(claims, ports.keys(), known)
+
+
+def one_each(claims: Claims, ports: Collection[int], known: Mapping[bytes, int]) -> dict[bytes, int]:
+    """The addresses that one link claims, if it is a port; of several of one link the one known, or else the lowest."""
+    sole = {address: next(iter(links)) for address, links in claims.items() if len(links) == 1}
+    chosen: dict[int, bytes] = {}
+    for address in sorted(sole, key=lambda each: (known.get(each) != sole[each], each)):
+        if sole[address] in ports:
+            chosen.setdefault(sole[address], address)
+    return {address: ifindex for ifindex, address in chosen.items()}
+
+
+def _host_routes(route: IPRoute, family: int) -> Iterator[tuple[bytes, int]]:
+    """Whole addresses that are directly behind a link."""
+    for message in rtnetlink.dump(partial(route.get_routes, family=_FAMILIES[family])):
+        is_direct = message.get_attr("RTA_GATEWAY") is None and message.get_attr("RTA_MULTIPATH") is None
+        is_host = message["dst_len"] == 8 * address_bytes(family) and message["type"] == rt_type["unicast"]
+        is_link = family == 6 or message["scope"] == rt_scope["link"]
+        if is_host and is_direct and is_link and message.get_attr("RTA_TABLE") == _MAIN_TABLE:
+            yield _packed(family, message.get_attr("RTA_DST")), message.get_attr("RTA_OIF")
+
+
+def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Iterator[tuple[bytes, int]]:
+    """Addresses that a bridge has a neighbour for: the port that it is behind, or 0 where that is no pod's."""
+    behind = {(port.bridge, port.mac): port.ifindex for port in ports.values() if port.bridge}
+    bridges = {port.bridge for port in ports.values()}
+    for message in rtnetlink.dump(partial(route.get_neighbours, family=_FAMILIES[family])):
+        mac = message.get_attr("NDA_LLADDR")
+        if message["ifindex"] in bridges and mac and not message["state"] & NO_NEIGHBOUR:
+            address = _packed(family, message.get_attr("NDA_DST"))
+            yield address, behind.get((message["ifindex"], _binary(mac)), 0)
+
+
+def _is_plain_veth(message: Message) -> bool:
+    """With a queueing discipline packets may have to wait there, as the bandwidth plugin wants it."""
+    return (
+        message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "veth"
+        and message.get_attr("IFLA_LINK_NETNSID") is not None
+        and message.get_attr("IFLA_QDISC") == "noqueue"
+        and bool(message["flags"] & _UP)
+    )
+
+
+def _is_plain_bridge(message: Message) -> bool:
+    linkinfo = message.get_attr("IFLA_LINKINFO")
+    if linkinfo is None or linkinfo.get_attr("IFLA_INFO_KIND") != "bridge":
+        return False
+    data = linkinfo.get_attr("IFLA_INFO_DATA")
+    return data is not None and not data.get_attr("IFLA_BR_VLAN_FILTERING")
+
+
+def _mac(message: Message) -> bytes:
+    return _binary(message.get_attr("IFLA_ADDRESS") or "")
+
+
+def _binary(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _packed(family: int, address: str) -> bytes:
+    return socket.inet_pton(_FAMILIES[family], address)
