@@ -10,12 +10,11 @@ import structlog
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.contract import FlowState, Switches
-from kproxy_ebpf.datapath.flows import FlowRecord, read_flows
+from kproxy_ebpf.datapath.contract import Switches
+from kproxy_ebpf.datapath.flows import live_connections
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import NodeError
-from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
 from kproxy_ebpf.observe.metrics import DatapathReading
 from kproxy_ebpf.plan.tables import Capacities, Tables
@@ -84,7 +83,7 @@ class Datapath:
 
     def has_live_flows(self) -> bool:
         """Whether any connection still needs the programs."""
-        return any(is_live(flow) for family in FAMILIES for flow in read_flows(self.generation, family))
+        return any(True for family in FAMILIES for _ in live_connections(self.generation, family))
 
     def require_pins(self) -> None:
         """Raises NodeError where somebody removed what is pinned."""
@@ -98,19 +97,3 @@ class Datapath:
         self._live.close()
         for maps in self._maps.values():
             maps.close()
-
-
-ESTABLISHED_SECONDS = 432_000
-CLOSING_SECONDS = 3_600
-OTHER_SECONDS = 210
-
-
-def is_live(flow: FlowRecord) -> bool:
-    """Whether a packet of this flow may still come and need the programs: not before their own time-outs, which are no
-    longer.
-    """
-    if flow.state is FlowState.CLOSED:
-        return False
-    if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
-        return flow.idle_seconds <= OTHER_SECONDS
-    return flow.idle_seconds <= (CLOSING_SECONDS if flow.state is FlowState.CLOSING else ESTABLISHED_SECONDS)

@@ -10,6 +10,7 @@ from struct import Struct
 
 from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, address_bytes
 from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.model.services import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ def _tuple_struct(family: int) -> Struct:
 
 _REST = Struct("=IIIIBBxxI")
 
+_ESTABLISHED_SECONDS = 432_000
+_CLOSING_SECONDS = 3_600
+_OTHER_SECONDS = 210
+
 
 def read_flows(generation: Generation, family: int) -> Iterator[FlowRecord]:
     """All entries of one family's flow table, read in batches while the programs go on writing. Raises OSError."""
@@ -64,6 +69,20 @@ def read_flows(generation: Generation, family: int) -> Iterator[FlowRecord]:
         now = now_seconds()
         for key, value in flows.items():
             yield flow_record(family, key, value, now)
+
+
+def live_connections(generation: Generation, family: int) -> Iterator[FlowRecord]:
+    """The client's entry of each connection that may still have packets. Raises OSError."""
+    return (flow for flow in read_flows(generation, family) if not flow.flags & FlowFlags.REPLY and is_live(flow))
+
+
+def is_live(flow: FlowRecord) -> bool:
+    """Whether a packet of this flow may still come: not before the programs' own time-outs, which are no longer."""
+    if flow.state is FlowState.CLOSED:
+        return False
+    if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
+        return flow.idle_seconds <= _OTHER_SECONDS
+    return flow.idle_seconds <= (_CLOSING_SECONDS if flow.state is FlowState.CLOSING else _ESTABLISHED_SECONDS)
 
 
 def now_seconds() -> int:

@@ -96,8 +96,20 @@ def test_either_may_stop_and_start_at_any_time(together: Together) -> None:
     assert load.failures == []
 
 
-def test_without_our_programs_pods_are_kube_proxys_again(together: Together) -> None:
+def test_cleanup_under_load_hands_the_pods_to_kube_proxy(together: Together) -> None:
+    """What is under way ends through our programs; no new connection fails, however short."""
     together.daemon.stop()
-    together.daemon.command("cleanup")
+    loads = [Load(together.client, together.service.addresses["cluster", family], 80) for family in (4, 6)]
+    try:
+        for load in loads:
+            load.go_on(TRIES)
+        done = together.daemon.command("cleanup")
+        for load in loads:
+            load.go_on(2 * TRIES)
+    finally:
+        for load in loads:
+            load.stop()
+    assert "broken" not in done.stdout
+    assert [load.failures for load in loads] == [[], []]
     together.ask_from_pod()
     together.ask_from_host()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from worlds import Crowd, in_worlds, programs_of
+from worlds import in_worlds, programs_of
 
+from kproxy_ebpf.lab.crowd import Crowd
 from kproxy_ebpf.lab.traffic import Load
 
 pytestmark = in_worlds("tcx", "clsact")

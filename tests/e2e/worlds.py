@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +17,7 @@ from tcx import EGRESS, INGRESS, programs_at
 from kproxy_ebpf.lab import Cni, Lab, Node, Pod
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.manifests import DEFAULT_PORTS, EndpointSpec, Ports
-from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, opened, read_answer
+from kproxy_ebpf.lab.traffic import EchoServer, ask
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -155,41 +153,6 @@ def running_world(**options: object) -> Iterator[World]:
         world = build_world(lab, **options)
         yield world
         close_world(world)
-
-
-class Crowd:
-    """Open connections that a thread keeps busy until the block ends; `failures` says which broke and how."""
-
-    def __init__(self, place, address, port, count):
-        self.failures: list[str] = []
-        self.rounds = 0
-        self._stack = ExitStack()
-        self._stop = threading.Event()
-        self._handles = [self._stack.enter_context(opened(place, address, port)) for _ in range(count)]
-        self.spread = Counter(read_answer(handle, 0).server for handle in self._handles)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self):
-        while not self._stop.wait(0.02):
-            for number, handle in enumerate(self._handles):
-                try:
-                    echo(handle, b"%d of round %d" % (number, self.rounds))
-                except OSError as error:
-                    self.failures.append(f"connection {number}: {error!r}")
-            self.rounds += 1
-
-    def go_on(self, count=3):
-        target = self.rounds + count
-        until(lambda: self.rounds >= target, f"{count} more rounds of traffic", seconds=20)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        self._stack.close()
 
 
 def programs_of(daemon: Daemon) -> dict[str, object]:

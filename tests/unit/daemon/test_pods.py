@@ -9,10 +9,9 @@ import pytest
 
 from kproxy_ebpf.config import SettingsKeeper, parse_settings
 from kproxy_ebpf.daemon import pods
-from kproxy_ebpf.daemon.datapath import is_live
 from kproxy_ebpf.daemon.pods import Pods
 from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Switches
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, is_live
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
