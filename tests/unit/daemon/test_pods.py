@@ -22,9 +22,17 @@ class FakeDatapath:
     live_flows = True
     pins = True
     switches = Switches(0)
+    adoptions: list[Switches]
+
+    def __init__(self) -> None:
+        self.adoptions = []
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
+
+    def adopt_udp(self) -> int:
+        self.adoptions.append(self.switches)
+        return 0
 
     def has_live_flows(self) -> bool:
         return self.live_flows
@@ -51,7 +59,7 @@ async def admitted_becomes(wanted: bool, pods: Pods) -> None:
 
 
 async def while_draining(pods: Pods, scenario: Callable[[], Any]) -> None:
-    draining = asyncio.create_task(pods.drain())
+    draining = asyncio.create_task(pods.follow())
     try:
         await scenario()
     finally:
@@ -142,5 +150,20 @@ async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs
         counted.set()
         await asyncio.sleep(0.05)  # drain goes on with what it counted
         assert subject.admits("vethx")
+
+    await while_draining(subject, scenario)
+
+
+async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: FakeDatapath) -> None:
+    subject, keeper = pods_with("off", datapath)
+
+    async def scenario() -> None:
+        await subject.switched.wait()
+        assert not datapath.adoptions
+        keeper.offer(lambda: {"mode": "tc"})
+        async with asyncio.timeout(5):
+            while datapath.switches != Switches.TC:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.01)
+        assert datapath.adoptions == [Switches.TC | Switches.UDP_STAYS]
 
     await while_draining(subject, scenario)
