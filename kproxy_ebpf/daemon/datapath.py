@@ -13,6 +13,7 @@ from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections
 from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.kernel import require_kernel
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.tables import TableWrites
@@ -37,6 +38,7 @@ class Datapath:
     @classmethod
     async def prepare(cls, options: Options) -> Datapath:
         """Adopt what is pinned, or compile and load. Raises NodeError, LoadError."""
+        require_kernel()
         began = time.monotonic()
         generation = await asyncio.to_thread(ensure, options.bpffs, options.constants)
         what = "adopted" if generation.is_current else "built"
