@@ -33,7 +33,7 @@ NODE_ADDRESSES = {
 UNALLOCATED = {4: "10.96.255.250", 6: "fd00:10:96::fffa"}
 PODS = ("e1", "e2", "e3", "e4")
 TARGET_PORTS = (8080, 8443)
-QUESTIONS = 48  # of four endpoints, one is missed once in a million
+QUESTIONS = 64  # of four endpoints, one is missed once in 25 million; there are some thousand such questions
 # kube-proxy's ICMPv6 answer to a SYN may come while connect(2) still holds the socket; the kernel then only notes it,
 # and the refusal is that of the SYN's first retransmission, a second later.
 SILENCE_SECONDS = 1.6

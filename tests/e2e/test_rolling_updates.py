@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 
 import pytest
+from worlds import in_force
 
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import EchoServer, echo, opened, read_answer
@@ -96,13 +98,10 @@ class Deployment:
 
     def publish(self, endpoints):
         """Write the slices of both families; they are in force on both nodes when this returns."""
-        before = [changes(daemon) for daemon in self.world.daemons]
-        self.service.endpoints(endpoints)
-        for daemon, (seen, _) in zip(self.world.daemons, before, strict=True):
-            until(
-                lambda daemon=daemon, goal=seen + 2: changes(daemon)[0] >= goal and not changes(daemon)[1],
-                "the slices to be in force",
-            )
+        with ExitStack() as stack:
+            for daemon in self.world.daemons:
+                stack.enter_context(in_force(daemon, slices=2))
+            self.service.endpoints(endpoints)
 
     def remove(self):
         self.service.remove()
@@ -117,13 +116,6 @@ def terminating(pod):
         EndpointSpec(address, ready=False, serving=True, terminating=True, node_name=pod.node.name)
         for address in (pod.ip4, pod.ip6)
     ]
-
-
-def changes(daemon):
-    """EndpointSlices that have changed since the start, and how many of these changes are not in the tables yet."""
-    metrics = daemon.metrics()
-    name = "kubeproxy_sync_proxy_rules_endpoint_changes"
-    return metrics[f"{name}_total"], metrics[f"{name}_pending"]
 
 
 @pytest.fixture
