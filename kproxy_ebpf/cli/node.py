@@ -55,7 +55,7 @@ def monitor(bpffs: Path, output: str, every: bool) -> None:
     help="How long open connections may take to end before they break; new ones are kube-proxy's at once.",
 )
 def cleanup(bpffs: Path, drain_seconds: float) -> None:
-    """Detach and unpin all that is ours; kube-proxy serves the pods from then on.
+    """Take all that is ours away; kube-proxy serves from then on.
 
     The way that breaks nothing: mode off, wait until `status` shows no links, stop the daemon, then this.
     """
@@ -66,7 +66,7 @@ def cleanup(bpffs: Path, drain_seconds: float) -> None:
 
 @click.command()
 def demo() -> None:
-    """Show a small cluster on this machine: pods in network namespaces reach a Service."""
+    """Show a small cluster of network namespaces at work."""
     from kproxy_ebpf.lab.demo import run
 
     run()

@@ -15,7 +15,7 @@ from kproxy_ebpf.datapath.conntrack import translated
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections
 from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.kernel import wait_for_packets_under_way
+from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
@@ -41,6 +41,7 @@ class Datapath:
     @classmethod
     async def prepare(cls, options: Options) -> Datapath:
         """Adopt what is pinned, or compile and load. Raises NodeError, LoadError."""
+        require_kernel()
         began = time.monotonic()
         generation = await asyncio.to_thread(ensure, options.bpffs, options.constants)
         what = "adopted" if generation.is_current else "built"

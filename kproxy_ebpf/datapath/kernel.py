@@ -8,6 +8,9 @@ import platform
 import re
 import time
 
+from kproxy_ebpf.errors import NodeError
+
+OLDEST = (5, 10)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}  # system call numbers
 _MEMBARRIER_GLOBAL = 1
 _SURELY_DONE_SECONDS = 0.2
@@ -28,3 +31,10 @@ def wait_for_packets_under_way() -> None:
     number = _MEMBARRIER.get(platform.machine())
     if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
         time.sleep(_SURELY_DONE_SECONDS)
+
+
+def require_kernel() -> None:
+    """Raises NodeError on a kernel that the programs can't be loaded on: the verifier's own words help nobody."""
+    if kernel_version() < OLDEST:
+        major, minor = OLDEST
+        raise NodeError(f"Linux {os.uname().release} is too old: {major}.{minor} or later is needed")

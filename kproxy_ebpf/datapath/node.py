@@ -14,11 +14,10 @@ from pathlib import Path
 
 from kproxy_ebpf.datapath import bpffs, libbpf
 from kproxy_ebpf.datapath.headers import find_headers
-from kproxy_ebpf.datapath.kernel import kernel_version
+from kproxy_ebpf.datapath.kernel import OLDEST, kernel_version
 from kproxy_ebpf.datapath.source import source_folder
 from kproxy_ebpf.errors import NodeError
 
-_MIN_KERNEL = (5, 10)
 _TCX_KERNEL = (6, 6)
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _SO_NETNS_COOKIE = 71
@@ -71,8 +70,8 @@ def _privileges() -> Check:
 
 
 def _kernel() -> Check:
-    ok = kernel_version() >= _MIN_KERNEL
-    return Check("kernel", ok, os.uname().release, f"Linux {_MIN_KERNEL[0]}.{_MIN_KERNEL[1]} or later is needed")
+    ok = kernel_version() >= OLDEST
+    return Check("kernel", ok, os.uname().release, f"Linux {OLDEST[0]}.{OLDEST[1]} or later is needed")
 
 
 def _bpffs(folder: Path) -> Check:

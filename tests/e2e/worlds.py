@@ -155,6 +155,25 @@ def running_world(**options: object) -> Iterator[World]:
         close_world(world)
 
 
+@contextmanager
+def in_force(daemon: Daemon, *, slices: int) -> Iterator[None]:
+    """The block changes that many EndpointSlices; when it is left, what it has changed is in the tables."""
+
+    def changes() -> tuple[float, float]:
+        metrics = daemon.metrics()
+        name = "kubeproxy_sync_proxy_rules_endpoint_changes"
+        return metrics[f"{name}_total"], metrics[f"{name}_pending"]
+
+    goal = changes()[0] + slices
+    yield
+
+    def done() -> bool:
+        seen, pending = changes()
+        return seen >= goal and not pending
+
+    until(done, f"{slices} slices to be in force")
+
+
 def programs_of(daemon: Daemon) -> dict[str, object]:
     """The kernel's ids of the pinned programs, and of those attached to each pod's link."""
     pins = sorted((daemon.bpffs / "kproxy-ebpf" / "current").resolve().glob("programs/*"))

@@ -47,6 +47,12 @@ def test_help_documents_exit_codes() -> None:
     assert "75  busy" in result.output
 
 
+def test_no_summary_is_cut_off() -> None:
+    summaries = CliRunner().invoke(cli.commands, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    assert summaries
+    assert "..." not in summaries
+
+
 @pytest.mark.parametrize("name", sorted(cli.commands.commands))
 def test_every_flag_has_a_variable(name: str) -> None:
     for parameter in cli.commands.commands[name].params:
