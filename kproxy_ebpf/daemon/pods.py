@@ -53,6 +53,8 @@ class Pods:
         """Switch as the settings say; in mode off, take the programs off as soon as no flow needs them; for ever."""
         while True:
             await self._switch()
+            if self._changed_settings.is_set():
+                continue
             self.switched.set()
             if not self.is_on and not self._drained:
                 has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
@@ -68,12 +70,14 @@ class Pods:
 
     async def _switch(self) -> None:
         """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
-        those that speak while they are being looked for stay with the host.
+        those that speak while programs are attached and they are being looked for stay with the host.
         """
         self._changed_settings.clear()
         wanted, present = switches_of(self._keeper.current), self._datapath.switches
-        if wanted & Switches.TC and (not present & Switches.TC or present & Switches.UDP_STAYS):
-            self._datapath.switch(wanted | Switches.UDP_STAYS)
+        has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
+        self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)
+        if wanted & Switches.TC:
+            await self.links.ready.wait()
             await asyncio.to_thread(self._datapath.adopt_udp)
         self._datapath.switch(wanted)
 

@@ -46,10 +46,11 @@ class PodLinks:
         self._heard: deque[tuple[float, LinkChange]] = deque()
         self._stale = False
         self._wake = asyncio.Event()
-        self.ready = asyncio.Event()  # the links that existed at the start have been dealt with
+        self.ready = asyncio.Event()  # the links that existed at the start, or when asked to reconsider, are dealt with
 
     def reconsider(self) -> None:
-        """Look at all links again."""
+        """Look at all links again; `ready` says when that is done."""
+        self.ready.clear()
         self._stale = True
         self._wake.set()
 

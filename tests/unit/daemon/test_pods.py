@@ -49,7 +49,10 @@ def datapath() -> FakeDatapath:
 
 def pods_with(mode: str, datapath: FakeDatapath) -> tuple[Pods, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    return Pods(datapath, keeper, Metrics(), Health(60), lambda: None), keeper  # type: ignore[arg-type]
+    pods = Pods(datapath, keeper, Metrics(), Health(60), lambda: None)  # type: ignore[arg-type]
+    pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
+    pods.links.reconsider()
+    return pods, keeper
 
 
 async def admitted_becomes(wanted: bool, pods: Pods) -> None:
