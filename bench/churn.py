@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from bench import freshness, rounds
 from bench.growth import fixed_rate
@@ -34,23 +35,34 @@ MOVED = 1 << 20  # how far: to another address that nobody has
 
 
 class Changes:
-    """A thread that moves the endpoint of one Service after the other, RATE a second, while the block lasts."""
+    """Moves the endpoint of one Service after the other, RATE a second, in a thread, while `going_on`. `done` counts on
+    from one time to the next, so that every move is to another address than the one before.
+    """
 
     def __init__(self, cluster: ControlPlane, services: int) -> None:
         self.done = 0
         self._cluster, self._services = cluster, services
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._change, daemon=True)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        self._stop.clear()
+        thread = threading.Thread(target=self._change, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
 
     def _change(self) -> None:
         connection = self._cluster.connect()
         headers = {"Content-Type": MERGE_PATCH, **self._cluster.authorization}
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
-            turn, number = divmod(self.done, self._services)
-            address = absent_endpoint(number + (MOVED if turn % 2 == 0 else 0))
+            name, address = move(self.done, self._services)
             body = json.dumps({"endpoints": [endpoint(address)]})
-            connection.request("PATCH", object_path("EndpointSlice", f"{name_of(number)}-1"), body, headers)
+            connection.request("PATCH", object_path("EndpointSlice", f"{name}-1"), body, headers)
             answer = connection.getresponse()
             text = answer.read()
             if answer.status != 200:
@@ -59,14 +71,11 @@ class Changes:
             due += 1 / RATE
         connection.close()
 
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            self._thread.join()
+
+def move(number: int, services: int) -> tuple[str, str]:
+    """The Service that the change with this number concerns, and its endpoint's new address."""
+    turn, service = divmod(number, services)
+    return name_of(service), absent_endpoint(service + (MOVED if turn % 2 == 0 else 0))
 
 
 def measure(run: Run, plan: Plan) -> None:
@@ -78,50 +87,66 @@ def measure(run: Run, plan: Plan) -> None:
         lab.pin_servers(rounds.ONE_CORE)
         rounds.measure(run, lab, [baseline.route], [SHORT], table=TABLE, rounds=1, seconds=1, setting=SHARED)
         load = SHORT.at(fixed_rate(run, baseline.route, TABLE, SHORT))
+        changes = Changes(lab.cluster, lab.filled)
         for phase, site in enumerate(sites):
             try:
                 lab.start([site], seconds=plan.effect_seconds)
             except TimeoutError as error:
                 run.note(f"churn: {site.path.name} is not measured: {error}")
             else:
-                _phase(run, plan, lab, baseline, site, load, phase * plan.churn_rounds)
+                _phase(run, plan, lab, [baseline, site], load, changes, phase * plan.churn_rounds)
                 if site.ours:
                     run.progress(f"churn: {plan.fresh_changes} changes, from event to map")
                     run.freshness.append(freshness.measure(lab.cluster, site.ours, changes=plan.fresh_changes))
             site.stop()
 
 
-def _phase(run: Run, plan: Plan, lab: World, baseline: Site, site: Site, load: Echo, first_round: int) -> None:
-    routes, proxy = [baseline.route, site.route], site.proxies[0]
-    changes, cpu_seconds, seconds = 0, 0.0, 0.0
+def _phase(
+    run: Run, plan: Plan, lab: World, sites: Sequence[Site], load: Echo, changes: Changes, first_round: int
+) -> None:
+    """`sites`: the baseline and the one whose proxy runs."""
+    proxy, name = sites[1].proxies[0], sites[1].path.name
+    price = Price()
+
+    def traffic(setting: str, number: int) -> None:
+        rounds.measure(
+            run, lab, [site.route for site in sites], [SHORT, load], table=TABLE, rounds=1, seconds=2 * plan.seconds,
+            setting=setting, first_round=number,
+        )  # fmt: skip
+
     for number in range(first_round, first_round + plan.churn_rounds):
-        for setting in (QUIET, CHANGING):
-            _settle(proxy)
-            churn = Changes(lab.cluster, lab.filled)
-            before, began = weight(proxy).cpu_seconds, time.monotonic()
-            with churn.going_on() if setting == CHANGING else _nothing():
-                if setting == CHANGING:
-                    time.sleep(HEAD_START_SECONDS)
-                rounds.measure(
-                    run, lab, routes, [SHORT, load], table=TABLE, rounds=1, seconds=2 * plan.seconds, setting=setting,
-                    first_round=number,
-                )  # fmt: skip
-            if setting == CHANGING:
-                seconds += time.monotonic() - began
-                _settle(proxy)  # what it still has to do is part of the changes' price
-                changes += churn.done
-                cpu_seconds += weight(proxy).cpu_seconds - before
-    usage, name = weight(proxy), site.path.name
-    price = cpu_seconds * 1000 / max(1, changes)
-    note = f"{changes / seconds:.0f} changes a second"
+        _settle(proxy)
+        traffic(QUIET, number)
+        _settle(proxy)
+        with price.paid(proxy, changes), changes.going_on():
+            time.sleep(HEAD_START_SECONDS)
+            traffic(CHANGING, number)
+    usage = weight(proxy)
+    note = f"{price.changes / price.seconds:.0f} changes a second"
     run.weights.append(
-        Weight(TABLE, CHANGING, name, lab.service_count, usage.rss, usage.pss, site.seconds_to_effect, price, note)
-    )
+        Weight(
+            TABLE, CHANGING, name, lab.service_count, usage.rss, usage.pss, sites[1].seconds_to_effect,
+            price.cpu_seconds * 1000 / max(1, price.changes), note,
+        )
+    )  # fmt: skip
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+@dataclass(slots=True)
+class Price:
+    """What changes cost a proxy, what it still has to do after the last one included. `seconds`: of changes."""
+
+    changes: int = 0
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @contextmanager
+    def paid(self, proxy: Proxy, changes: Changes) -> Iterator[None]:
+        done, before, began = changes.done, weight(proxy).cpu_seconds, time.monotonic()
+        yield
+        self.seconds += time.monotonic() - began
+        _settle(proxy)
+        self.changes += changes.done - done
+        self.cpu_seconds += weight(proxy).cpu_seconds - before
 
 
 def _settle(proxy: Proxy) -> None:

@@ -113,7 +113,8 @@ def _churn(samples: Samples, path: Path) -> Path:
 def _figure(rows: int, columns: int, *, height: float) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=(9, height))
+    figure, panels = pyplot.subplots(rows, columns, figsize=(9, height))
+    return figure, panels
 
 
 def _save(figure: Any, path: Path) -> Path:
