@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from bench import churn, growth, plots, report, traffic
 from bench.paths import BASELINE, BEST, IPTABLES, LOOPBACK, PATHS
 from bench.run import Cost, Freshness, Run, Step, Weight, rounded
@@ -105,7 +103,6 @@ def test_paths_are_told_in_one_order_and_strangers_last() -> None:
 
 
 def test_every_table_has_a_small_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the plots need the extra bench")
     drawn = plots.draw(run(), tmp_path)
     assert [path.name for path in drawn] == ["traffic.svg", "services.svg", "churn.svg"]
     for path in drawn:
