@@ -29,7 +29,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measure Services: direct, kproxy-ebpf, kube-proxy.")
     parser.add_argument("--full", action="store_true", help=f"up to {FULL.minutes:.0f} minutes instead of about 6")
     parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)} (default: all)")
-    parser.add_argument("--paths", help=f"of the traffic tables: {', '.join(PATHS)}")
+    parser.add_argument("--paths", help=f"of {', '.join(PATHS)}")
     parser.add_argument("--rounds", type=int, help="rounds in which each path is measured once")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parser.add_argument("--services", help="sizes of the cluster, separated by commas")
@@ -47,7 +47,8 @@ def plan_of(wanted: argparse.Namespace) -> Plan:
     plan = FULL if wanted.full else QUICK
     if wanted.paths:
         chosen = tuple(wanted.paths.split(","))
-        plan = replace(plan, paths=chosen, two_node_paths=chosen)
+        balancing = tuple(name for name in chosen if PATHS[name].balances)
+        plan = replace(plan, paths=chosen, two_node_paths=chosen, grown_paths=balancing)
     if wanted.rounds:
         plan = replace(plan, rounds=wanted.rounds, churn_rounds=wanted.rounds)
     if wanted.services:

@@ -152,13 +152,13 @@ class Site:
         return tuple(self._further_address(number) for number in range(self.shape.backends))
 
     def _further_address(self, number: int) -> str:
-        """Of a pod with many; they are routed to it, and all its own."""
+        """Of a pod with many. Routed through the pod's own: the table of neighbours holds no thousand."""
         index, host = number % self.shape.pods, number // self.shape.pods + 1
         assert host <= LAST_OCTET_MAX
         block = f"10.250.{len(self.world.lab.nodes) * self.shape.pods + index}"
         if host == 1:
             pod, node = self.server_pods[index], self.nodes[-1]
-            node.ip(f"route add {block}.0/24 dev {pod.host_link}")
+            node.ip(f"route add {block}.0/24 via {pod.ip4} dev {pod.host_link} onlink")
             pod.ip(f"route add local {block}.0/24 dev lo")
         return f"{block}.{host}"
 
