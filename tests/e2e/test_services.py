@@ -61,9 +61,8 @@ def test_a_backend_that_is_no_pod(world, family, protocol, port, where):
     server = EchoServer(place, where).listen(address, target, protocol)
     service = world.service([EndpointSpec(address)], wait=False)
     try:
-        answer = until(
-            partial(ask, world.client, service.vip(family), port, protocol), f"{service.name} to be in force"
-        )
+        asked = partial(ask, world.client, service.vip(family), port, protocol, timeout=0.3)
+        answer = until(asked, "the Service to be in force")
         assert (answer.server, answer.client) == (where, world.client.address(family))
     finally:
         server.close()
