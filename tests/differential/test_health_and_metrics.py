@@ -85,7 +85,20 @@ def test_metrics_of_kube_proxys_names_are_of_its_kinds(world: Contenders) -> Non
     for name, family in ours.items():
         assert family.type == theirs[name].type, name
         assert buckets(family) == buckets(theirs[name]), name
-        assert labels(family) == labels(theirs[name]) - {"ip_family"}, name  # one sync of ours serves both
+        # One sync of ours serves both families; what is counted in objects has its own.
+        assert labels(family) | {"ip_family"} == labels(theirs[name]) | {"ip_family"}, name
+
+
+def test_as_many_services_lack_an_endpoint_here(world: Contenders) -> None:
+    def lacking(node: Node, port: int) -> dict[str, float]:
+        (family,) = (each for name, each in families(node, port).items() if "no_local_endpoints" in name)
+        internal = [each for each in family.samples if each.labels["traffic_policy"] == "internal"]
+        return {each.labels["ip_family"]: each.value for each in internal}
+
+    ours = lacking(world.nodes[OURS], METRICS_PORT)
+    assert ours == lacking(world.nodes[THEIRS], KUBE_PROXY_METRICS_PORT)
+    assert set(ours) == {"IPv4", "IPv6"}
+    assert all(ours.values())
 
 
 def buckets(family: Any) -> set[float]:
