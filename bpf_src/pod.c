@@ -78,8 +78,10 @@ static __always_inline enum fate fate_of(const struct packet *packet, const stru
 /* The first packet of a flow, or one that belongs to none. */
 static __always_inline enum verdict begin_flow(struct packet *packet)
 {
-	if (packet->protocol != IPPROTO_UDP && !is_syn(packet))
+	if (packet->protocol != IPPROTO_UDP && !is_syn(packet)) {
+		hand_to_predecessor(packet);
 		return VERDICT_MIDSTREAM;
+	}
 
 	__u32 now = now_seconds();
 	struct choice choice = choose_backend(packet, now);
@@ -125,8 +127,10 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 static __always_inline enum verdict verdict_to_pod(struct packet *packet)
 {
 	struct flow *flow = flows.lookup(&packet->tuple);
-	if (!flow)
+	if (!flow) {
+		hand_to_predecessor(packet);
 		return VERDICT_UNTOUCHED;
+	}
 
 	__u32 now = now_seconds();
 	return is_expired(flow, now) ? VERDICT_UNTOUCHED : continue_flow(packet, flow, now);
