@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.bpf import Descriptor, Map
-from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs, root
+from kproxy_ebpf.datapath.bpf import Map
+from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
     PROGRAMS,
@@ -27,7 +27,7 @@ from kproxy_ebpf.datapath.contract import (
     layouts,
     pinned_name,
 )
-from kproxy_ebpf.datapath.generation import Generation, current, ensure, remove_all
+from kproxy_ebpf.datapath.generation import Generation, current, ensure
 from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.datapath.maps import ServiceMaps
 from kproxy_ebpf.datapath.source import Constants, source_folder
@@ -84,19 +84,10 @@ def flow_states(generation: Generation) -> dict[bytes, int]:
 
 
 @pytest.fixture
-def filled(bpffs: Path, generation: Generation) -> Iterator[Generation]:
-    """A generation in force with something in its tables: the session's, pinned a second time."""
-    twin = Generation(root(bpffs) / generation.digest)
-    for kind in ("maps", "programs"):
-        (twin.path / kind).mkdir(parents=True)
-        for pin in (generation.path / kind).iterdir():
-            with Descriptor.open(pin) as object_:
-                object_.pin(twin.path / kind / pin.name)
-    fill(twin)
-    twin.activate()
-    yield twin
-    remove_all(bpffs)
-    assert list(bpffs.glob("kproxy-ebpf*")) == []
+def filled(in_force: Generation, generation: Generation) -> Iterator[Generation]:
+    """A generation in force with something in its tables."""
+    fill(in_force)
+    yield in_force
     empty(generation)
 
 
