@@ -33,8 +33,9 @@ def build(source: Source, folder: Path, previous: Path | None) -> None:
 
 
 def _run_child(order: str, headers: Path) -> None:
+    # -P: of the daemon's own version, not of one that happens to be in the working directory.
     environment = os.environ | {"BCC_KERNEL_SOURCE": str(headers)}
-    command = [sys.executable, "-m", "kproxy_ebpf.datapath.build_child"]
+    command = [sys.executable, "-P", "-m", "kproxy_ebpf.datapath.build_child"]
     try:
         child = subprocess.run(
             command, input=order, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
