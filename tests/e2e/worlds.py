@@ -23,6 +23,7 @@ from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
+UDP_CLIENTS = 21000  # below what the kernel hands out
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
 VARIANTS = {"tcx": {"attach": "tcx"}, "clsact": {"attach": "clsact"}, "bridge": {"cni": Cni.BRIDGE}}
 
@@ -172,6 +173,8 @@ class Crowd:
     def _run(self):
         while not self._stop.wait(0.02):
             for number, handle in enumerate(self._handles):
+                if self._stop.is_set():  # with broken connections a round takes minutes
+                    return
                 try:
                     echo(handle, b"%d of round %d" % (number, self.rounds))
                 except OSError as error:
@@ -190,6 +193,50 @@ class Crowd:
         self._stop.set()
         self._thread.join()
         self._stack.close()
+
+
+class Callers:
+    """UDP sockets with ports of their own that ask until the block ends; `failures` says which were left without an
+    answer, or answered by another server than at first.
+    """
+
+    def __init__(self, place, address, port, count):
+        self.failures: list[str] = []
+        self.rounds = 0
+        self._stack = ExitStack()
+        self._stop = threading.Event()
+        protocol = Protocol.UDP
+        self._handles = [
+            self._stack.enter_context(opened(place, address, port, protocol, source_port=UDP_CLIENTS + number))
+            for number in range(count)
+        ]
+        self._servers = [self._ask(handle) for handle in self._handles]
+        self.spread = Counter(self._servers)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _ask(self, handle):
+        handle.send(b"?")
+        return read_answer(handle, 0).server
+
+    def _run(self):
+        while not self._stop.wait(0.02):
+            for number, (handle, server) in enumerate(zip(self._handles, self._servers, strict=True)):
+                try:
+                    answered = self._ask(handle)
+                except OSError as error:
+                    self.failures.append(f"caller {number}: {error!r}")
+                    continue
+                if answered != server:
+                    self.failures.append(f"caller {number}: {answered} in place of {server}")
+            self.rounds += 1
+
+    go_on = Crowd.go_on
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    __exit__ = Crowd.__exit__
 
 
 def programs_of(daemon: Daemon) -> dict[str, object]:
