@@ -8,14 +8,15 @@
  * The sources are compiled once per address family. ADDRESS_WORDS (1 for IPv4, 4 for IPv6) is the only thing that the
  * family changes in these structures.
  *
- * Change a structure here: change its twin, and raise SCHEMA, so that a newer daemon replaces the maps instead of misreading them.
+ * Change a structure here: change its twin. A newer daemon carries the entries of older maps over by field name, so a field
+ * whose meaning changes gets another name (kproxy_ebpf/datapath/layout.py).
  */
 #ifndef KPROXY_CONTRACT_H
 #define KPROXY_CONTRACT_H
 
 #include <linux/types.h>
 
-#define SCHEMA 1
+#define SCHEMA_BYTES 16384
 
 struct address {
 	__be32 words[ADDRESS_WORDS];
@@ -199,6 +200,11 @@ struct event {
 	__u8 direction;		/* enum direction */
 	__u8 family;		/* 4 or 6 */
 	__u32 pad;
+};
+
+/* schema: one element, the layouts of all maps that stand beside it, as text; written once, by the loader. */
+struct schema {
+	char text[SCHEMA_BYTES];
 };
 
 #define ADDRESS_BYTES (4 * ADDRESS_WORDS)

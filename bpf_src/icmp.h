@@ -73,6 +73,8 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 		return VERDICT_UNTOUCHED;
 	struct tuple key = reversed(&quoted.tuple, outer->tuple.direction);
 	struct flow *flow = flows.lookup(&key);
+	if (!flow)
+		hand_to_predecessor(outer);
 	if (!flow || is_expired(flow, now_seconds()))
 		return VERDICT_UNTOUCHED;
 	outer->to = flow->to;

@@ -87,8 +87,10 @@ static __always_inline bool stays_with_host(const struct packet *packet, const s
 /* The first packet of a flow, or one that belongs to none. */
 static __always_inline enum verdict begin_flow(struct packet *packet)
 {
-	if (packet->protocol != IPPROTO_UDP && !is_syn(packet))
+	if (packet->protocol != IPPROTO_UDP && !is_syn(packet)) {
+		hand_to_predecessor(packet);
 		return VERDICT_MIDSTREAM;
+	}
 
 	__u32 now = now_seconds();
 	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
@@ -138,8 +140,10 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 static __always_inline enum verdict verdict_to_pod(struct packet *packet)
 {
 	struct flow *flow = flows.lookup(&packet->tuple);
-	if (!flow)
+	if (!flow) {
+		hand_to_predecessor(packet);
 		return VERDICT_UNTOUCHED;
+	}
 
 	__u32 now = now_seconds();
 	return is_expired(flow, now) ? VERDICT_UNTOUCHED : continue_flow(packet, flow, now);

@@ -60,6 +60,7 @@ class Datapath:
 
     def _take_over(self) -> None:
         self.attacher.prune()
+        self.generation.inherit()
         self.generation.activate()
         self.attacher.swap(self.generation)
         self.generation.retire_others()
@@ -113,6 +114,10 @@ class Datapath:
         """Raises NodeError where somebody removed what is pinned."""
         if not (self.generation.is_current and self.generation.is_complete):
             raise NodeError(f"pins are missing in {self.generation.path}: the next start builds them anew")
+
+    def retire_aged(self) -> None:
+        """See Generation."""
+        self.generation.retire_aged()
 
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""

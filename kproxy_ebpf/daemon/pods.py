@@ -82,12 +82,13 @@ class Pods:
         self._datapath.switch(wanted)
 
     async def guard(self, period_seconds: float) -> None:
-        """Put back programs that somebody took off a link. Raises NodeError when pins are missing: the next start
-        builds them anew.
+        """Put back programs that somebody took off a link; retire what an upgrade had to leave. Raises NodeError when
+        pins are missing: the next start builds them anew.
         """
         while True:
             await asyncio.sleep(period_seconds)
             await asyncio.to_thread(self._datapath.require_pins)
+            await asyncio.to_thread(self._datapath.retire_aged)
             self.links.reconsider()
 
     def admits(self, link: str) -> bool:

@@ -7,17 +7,19 @@ tests/unit/test_contract.py compares the two halves.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cache
+from typing import Any
 
 from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 
 __all__ = [
     "FAMILY_MAPS",
+    "FLOW_TABLES",
     "PROGRAMS",
-    "SCHEMA",
+    "SCHEMA_BYTES",
     "SERVICE_TABLES",
     "SHARED_MAPS",
     "BackendFlags",
@@ -31,15 +33,17 @@ __all__ = [
     "FrontendFlags",
     "Layouts",
     "ProgramIndex",
+    "Schema",
     "Settings",
     "Switches",
     "Verdict",
     "address_bytes",
+    "entries",
     "layouts",
     "pinned_name",
 ]
 
-SCHEMA = 1
+SCHEMA_BYTES = 16384
 
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 """The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
@@ -47,7 +51,10 @@ PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "programs")
+FLOW_TABLES = ("flows", "affinity")
+"""Written by the programs."""
+
+FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, "programs", "predecessor")
 SHARED_MAPS = ("counters", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
@@ -158,6 +165,10 @@ class Settings(Structure):
     _fields_ = (("events_level", c_uint32), ("switches", c_uint32), ("host_netns_cookie", c_uint64))
 
 
+class Schema(Structure):
+    _fields_ = (("text", c_char * SCHEMA_BYTES),)
+
+
 class Event(Structure):
     """One layout for both families: an IPv4 address stands in the first four bytes."""
 
@@ -243,3 +254,22 @@ def layouts(family: int) -> Layouts:
             "SourceRangeKey", ("prefix_bits", c_uint32), ("service_id", c_uint32), ("client", address)
         ),
     )
+
+
+def entries(family: int) -> dict[str, tuple[Any, Any]]:
+    """The types of keys and values of each map that another generation may take over or read, by its C name.
+
+    What is not here (prog arrays, `schema`) belongs to one generation for good.
+    """
+    these = layouts(family)
+    return {
+        "frontends": (these.FrontendKey, these.Frontend),
+        "slots": (c_uint32, c_uint32),
+        "backends": (c_uint32, these.Backend),
+        "source_ranges": (these.SourceRangeKey, c_uint32),
+        "flows": (these.Tuple, these.Flow),
+        "affinity": (these.AffinityKey, these.Affinity),
+        "counters": (c_uint32, Counter),
+        "settings": (c_uint32, Settings),
+        "events": (c_uint32, Event),
+    }

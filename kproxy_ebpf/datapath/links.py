@@ -99,10 +99,9 @@ class PodLinks:
             self._known[change.ifindex] = change.name
         else:
             self._known.pop(change.ifindex, None)
-            self.failed.pop(change.ifindex, None)
         is_attached = change.ifindex in self.attached
         if not self._is_pod(change.ifindex):
-            if is_attached:
+            if is_attached or change.ifindex in self.failed:
                 await self._detach(change.ifindex)
         elif is_attached:
             self.attached[change.ifindex] = change.name
@@ -119,7 +118,8 @@ class PodLinks:
             method = await asyncio.to_thread(self._attacher.attach, ifindex)
         except (OSError, NodeError) as error:
             if getattr(error, "errno", None) == errno.ENODEV:
-                return  # gone again; its removal follows
+                await self._detach(ifindex)  # gone again, and what was pinned until then would outlive it
+                return
             self.failed[ifindex] = str(error)
             self._on_failed()
             log.warning(
@@ -133,11 +133,12 @@ class PodLinks:
         self.attached[ifindex] = name
 
     async def _detach(self, ifindex: int) -> None:
-        name = self.attached.get(ifindex, "")
+        name = self.attached.get(ifindex) or self._known.get(ifindex, "")
         try:
             await asyncio.to_thread(self._attacher.detach, ifindex)
         except OSError as error:
             log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
         else:
             self.attached.pop(ifindex, None)
+            self.failed.pop(ifindex, None)
             log.info("programs taken off", link=name, ifindex=ifindex)

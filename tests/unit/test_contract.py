@@ -49,8 +49,8 @@ C_ENUMS = {name: labels for name, labels in declared(_ENUM, _ENUMERATOR).items()
 
 @cache
 def measured(words: int, folder: Path) -> dict[str, int]:
-    """What the C compiler says of every struct, field, enumerator and of SCHEMA."""
-    lines = ['P("SCHEMA", SCHEMA);']
+    """What the C compiler says of every struct, field, enumerator and of SCHEMA_BYTES."""
+    lines = ['P("SCHEMA_BYTES", SCHEMA_BYTES);']
     for struct, fields in STRUCTS.items():
         lines.append(f'P("{struct}", sizeof(struct {struct}));')
         for field in fields:
@@ -127,7 +127,13 @@ def test_no_enum_is_python_only() -> None:
 
 
 def test_schema(folder: Path) -> None:
-    assert measured(1, folder)["SCHEMA"] == contract.SCHEMA
+    assert measured(1, folder)["SCHEMA_BYTES"] == contract.SCHEMA_BYTES
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_entries_are_described_of_all_maps_but_those_that_stay_with_their_programs(family: int) -> None:
+    maps = {*contract.FAMILY_MAPS, *contract.SHARED_MAPS}
+    assert maps - contract.entries(family).keys() == {"programs", "predecessor", "schema"}
 
 
 def test_programs_and_maps_are_those_of_the_sources() -> None:

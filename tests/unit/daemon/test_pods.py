@@ -41,6 +41,8 @@ class FakeDatapath:
         if not self.pins:
             raise NodeError("pins are missing")
 
+    def retire_aged(self) -> None: ...
+
 
 @pytest.fixture
 def datapath() -> FakeDatapath:
