@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import structlog
 
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.adopt import adopted, insert
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
@@ -29,8 +31,9 @@ log = structlog.get_logger(__name__)
 class Datapath:
     """One generation. Make it with `prepare`; it serves pods from `take_over` on."""
 
-    def __init__(self, generation: Generation, method: Method, capacities: Capacities) -> None:
+    def __init__(self, generation: Generation, method: Method, capacities: Capacities, cgroup: Path | None) -> None:
         self.generation = generation
+        self.sockets = Sockets(generation, cgroup)
         self._capacities = capacities
         self.attacher = Attacher(generation, method)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
@@ -47,7 +50,7 @@ class Datapath:
         what = "adopted" if generation.is_current else "built"
         log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
         sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
-        return cls(generation, Method(options.attach), Capacities(**sizes))
+        return cls(generation, Method(options.attach), Capacities(**sizes), options.cgroup)
 
     @property
     def is_ready(self) -> bool:
@@ -62,6 +65,8 @@ class Datapath:
         self.attacher.prune()
         self.generation.activate()
         self.attacher.swap(self.generation)
+        if self.sockets.is_attached:
+            self.sockets.attach()
         self.generation.retire_others()
 
     @property
@@ -72,6 +77,12 @@ class Datapath:
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began."""
         self._live.switch(switches)
+
+    def offer_sockets(self) -> None:
+        """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""
+        if self.sockets.host_cookie:
+            self._live.set_host(self.sockets.host_cookie)
+        self.sockets.attach()
 
     def adopt_udp(self) -> int:
         """Make flows of what the host translates of UDP; return how many. Raises OSError.
@@ -99,6 +110,7 @@ class Datapath:
     def apply(self, family: int, writes: TableWrites) -> None:
         """Perform writes; see reconcile.TableWriter."""
         self._maps[family].apply(writes)
+        self.sockets.note(family, writes.backend_states)
 
     def reading(self) -> DatapathReading:
         """What the maps say now, for metrics."""
@@ -117,6 +129,7 @@ class Datapath:
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
+        self.sockets.close()
         self._counters.close()
         self._live.close()
         for maps in self._maps.values():

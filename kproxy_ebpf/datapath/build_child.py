@@ -27,6 +27,7 @@ from kproxy_ebpf.datapath.contract import (
     SCHEMA,
     SERVICE_TABLES,
     SHARED_MAPS,
+    SOCKET_PROGRAMS,
     ProgramIndex,
     pinned_name,
 )
@@ -101,12 +102,18 @@ def _take_over(module: Any, name: str, old: Map, pin: Path) -> None:
 
 
 def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
-    programs = {name: Program(os.dup(module.load_func(name.encode(), BPF.SCHED_CLS).fd), name) for name in PROGRAMS}
+    programs = {name: _loaded(module, name, BPF.SCHED_CLS) for name in PROGRAMS}
+    for name, hook in SOCKET_PROGRAMS[family].items():
+        programs[name] = _loaded(module, name, BPF.CGROUP_SOCK_ADDR, attach_type=hook)
     for name, program in programs.items():
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:
         for index in ProgramIndex:
             prog_array.update(struct.pack("=I", index), struct.pack("=I", programs[index.name.lower()].fd))
+
+
+def _loaded(module: Any, name: str, type_: int, **options: Any) -> Program:
+    return Program(os.dup(module.load_func(name.encode(), type_, **options).fd), name)
 
 
 def _readable_maps(generation: Path) -> dict[str, Map]:

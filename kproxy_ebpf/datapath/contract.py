@@ -20,8 +20,11 @@ __all__ = [
     "SCHEMA",
     "SERVICE_TABLES",
     "SHARED_MAPS",
+    "SOCKET_PROGRAMS",
+    "STORAGES",
     "BackendFlags",
     "BackendState",
+    "CgroupHook",
     "Counter",
     "Direction",
     "Event",
@@ -41,13 +44,49 @@ __all__ = [
 
 SCHEMA = 1
 
+
+class CgroupHook(IntEnum):
+    """Of enum bpf_attach_type (linux/bpf.h), those where the socket programs are attached."""
+
+    CONNECT4 = 10
+    CONNECT6 = 11
+    SENDMSG4 = 14
+    SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
+    GETPEERNAME4 = 29
+    GETPEERNAME6 = 30
+
+
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 """The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
+
+SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
+    4: {
+        "connect": CgroupHook.CONNECT4,
+        "connect_mapped": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG4,
+        "recvmsg": CgroupHook.RECVMSG4,
+        "recvmsg_mapped": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME4,
+        "getpeername_mapped": CgroupHook.GETPEERNAME6,
+    },
+    6: {
+        "connect": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG6,
+        "recvmsg": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME6,
+    },
+}
+"""By family: the functions in socket.h that are programs, and the hook that each is made for."""
 
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "programs")
+STORAGES = ("connections", "peers")
+"""What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
+
+FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "programs", *STORAGES)
 SHARED_MAPS = ("counters", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
@@ -64,6 +103,7 @@ class ProgramIndex(IntEnum):
 class Direction(IntEnum):
     FROM_POD = 0
     TO_POD = 1
+    AT_SOCKET = 2
 
 
 class Verdict(IntEnum):
@@ -85,6 +125,7 @@ class Verdict(IntEnum):
     DROPPED_TRAFFIC_POLICY = 13
     DROPPED_SOURCE_RANGE = 14
     DROPPED_INTERNAL = 15
+    CONNECTED = 16
 
 
 class FlowState(IntEnum):
@@ -129,6 +170,7 @@ class Layouts:
     AffinityKey: type[Structure]
     Affinity: type[Structure]
     SourceRangeKey: type[Structure]
+    Peer: type[Structure]
 
 
 class Frontend(Structure):
@@ -241,5 +283,15 @@ def layouts(family: int) -> Layouts:
         Affinity=Affinity,
         SourceRangeKey=_structure(
             "SourceRangeKey", ("prefix_bits", c_uint32), ("service_id", c_uint32), ("client", address)
+        ),
+        Peer=_structure(
+            "Peer",
+            ("vip", address),
+            ("backend", address),
+            ("vip_port_be", be16),
+            ("backend_port_be", be16),
+            ("backend_id", c_uint32),
+            ("epoch", c_uint32),
+            ("last_used_seconds", c_uint32),
         ),
     )

@@ -20,7 +20,14 @@ from pathlib import Path
 from kproxy_ebpf.datapath import bpffs
 from kproxy_ebpf.datapath.bpf import ARRAY, NO_EXIST, Map, Program
 from kproxy_ebpf.datapath.build import FAMILIES, Built, build
-from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SERVICE_TABLES, SHARED_MAPS, pinned_name
+from kproxy_ebpf.datapath.contract import (
+    FAMILY_MAPS,
+    PROGRAMS,
+    SERVICE_TABLES,
+    SHARED_MAPS,
+    SOCKET_PROGRAMS,
+    pinned_name,
+)
 from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
 from kproxy_ebpf.errors import LoadError
 
@@ -58,7 +65,7 @@ class Generation:
     def is_complete(self) -> bool:
         """Whether every pin is there."""
         maps = {pinned_name(name, family) for name in FAMILY_MAPS for family in FAMILIES} | {*SHARED_MAPS}
-        programs = {pinned_name(name, family) for name in PROGRAMS for family in FAMILIES}
+        programs = {pinned_name(name, family) for family in FAMILIES for name in (*PROGRAMS, *SOCKET_PROGRAMS[family])}
         return maps <= _names(self.path / "maps") and programs <= _names(self.path / "programs")
 
     @property

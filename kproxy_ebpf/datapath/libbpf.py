@@ -121,6 +121,19 @@ class LinkInfoStruct(ctypes.Structure):
     )
 
 
+class CgroupLinkInfoStruct(ctypes.Structure):
+    """struct bpf_link_info of a link to a cgroup. `cgroup_id` is 0 once that is gone."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("program_id", c_uint32),
+        ("pad", c_uint32),
+        ("cgroup_id", c_uint64),
+        ("attach_type", c_uint32),
+    )
+
+
 @cache
 def library() -> Any:
     """The loaded libbpf. Raises NodeError where the node has none."""

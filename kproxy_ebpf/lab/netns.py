@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from kproxy_ebpf.lab.cgroups import NodeCgroup
+
 RUN_NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946
@@ -61,13 +63,17 @@ def delete(names: Iterable[str]) -> None:
 
 
 class Namespace:
-    """A network namespace and the processes that were started in it. `netns` is its name in /run/netns."""
+    """A network namespace and the processes that were started in it. `netns` is its name in /run/netns.
 
-    def __init__(self, netns: str, name: str, sysctls: Mapping[str, str]) -> None:
+    What is started and which sockets are made here belong to `cgroup`, or without one to this process's own.
+    """
+
+    def __init__(self, netns: str, name: str, sysctls: Mapping[str, str], cgroup: NodeCgroup | None = None) -> None:
         """Make it; `sysctls` are set before any link but loopback exists."""
         self.netns = netns
         self.name = name
         self.path = RUN_NETNS / netns
+        self.cgroup = cgroup
         self._processes: list[subprocess.Popen[str]] = []
         ip_batch([f"netns add {netns}"])
         self.sysctl(sysctls)
@@ -90,8 +96,12 @@ class Namespace:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket that lives in this namespace, usable from any thread of this process."""
-        with self.inside():
-            return socket.socket(family, kind, protocol)
+
+        def make() -> socket.socket:
+            with self.inside():
+                return socket.socket(family, kind, protocol)
+
+        return self.cgroup.call(make) if self.cgroup else make()
 
     def ip(self, *lines: str) -> None:
         """Run `ip` commands inside, in one process."""
@@ -125,7 +135,8 @@ class Namespace:
         words = [str(word) for word in command]
         if words[0] == "python":
             words[0] = sys.executable
-        return ["nsenter", f"--net={self.path}", "--", *words]
+        words = ["nsenter", f"--net={self.path}", "--", *words]
+        return self.cgroup.command(words) if self.cgroup else words
 
     def run(
         self, command: Sequence[str | Path], *, check: bool = True, timeout: float = 30, **options: Any
@@ -137,7 +148,7 @@ class Namespace:
     def popen(
         self, command: Sequence[str | Path], *, stdout: IO[Any] | int | None = None, **options: Any
     ) -> subprocess.Popen[str]:
-        """Start a command inside (its pid is the process's: nsenter only execs). `end` or `close` reaps it."""
+        """Start a command inside (its pid is the process's: others only exec it). `end` or `close` reaps it."""
         process = subprocess.Popen(self.command(command), stdout=stdout, text=True, **options)
         self._processes.append(process)
         return process

@@ -17,6 +17,11 @@ from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
 
+class FakeSockets:
+    problem: str | None = None
+    offered = False
+
+
 class FakeDatapath:
     attacher: Any = None
     live_flows = True
@@ -26,6 +31,12 @@ class FakeDatapath:
 
     def __init__(self) -> None:
         self.adoptions = []
+
+    def __init__(self) -> None:
+        self.sockets = FakeSockets()
+
+    def offer_sockets(self) -> None:
+        self.sockets.offered = True
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
@@ -80,6 +91,40 @@ def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: Fa
     datapath.live_flows = False
     off, _ = pods_with("off", datapath)
     assert not off.admits("vethx")
+
+
+@pytest.mark.parametrize(
+    ("mode", "switches"),
+    [
+        ("off", Switches(0)),
+        ("tc", Switches.TC),
+        ("socket", Switches.SOCKET),
+        ("hybrid", Switches.TC | Switches.SOCKET),
+    ],
+)
+def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
+    pods_with(mode, datapath)
+    assert datapath.switches == switches
+    assert datapath.sockets.offered == bool(switches & Switches.SOCKET)
+
+
+@pytest.mark.parametrize("mode", ["socket", "hybrid"])
+def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
+    datapath.sockets.problem = "no socket fast path"
+    health = Health(60)
+    keeper = SettingsKeeper(parse_settings({"mode": mode}))
+    subject = Pods(datapath, keeper, Metrics(), health, lambda: None)  # type: ignore[arg-type]
+    assert datapath.switches == Switches.TC
+    assert health.problems["sockets"] == "no socket fast path"
+    assert subject.is_on
+    keeper.offer(lambda: {"mode": "tc"})
+    assert "sockets" not in health.problems
+
+
+def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
+    datapath.live_flows = False
+    subject, _ = pods_with("socket", datapath)
+    assert not subject.admits("vethx")
 
 
 async def test_mode_off_keeps_programs_until_the_last_flow_ends(
