@@ -135,8 +135,9 @@ class Namespace:
         words = [str(word) for word in command]
         if words[0] == "python":
             words[0] = sys.executable
-        words = ["nsenter", f"--net={self.path}", "--", *words]
-        return self.cgroup.command(words) if self.cgroup else words
+        if self.cgroup:
+            words = self.cgroup.command(words)
+        return ["nsenter", f"--net={self.path}", "--", *words]
 
     def run(
         self, command: Sequence[str | Path], *, check: bool = True, timeout: float = 30, **options: Any
