@@ -19,22 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from kproxy_ebpf.datapath.netns import entered
 from kproxy_ebpf.lab.cgroups import NodeCgroup
 
 RUN_NETNS = Path("/run/netns")
-CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946
 # linux/ethtool.h: ETHTOOL_STXCSUM, _STSO, _SGSO, _SGRO. Off in this order, on in the reverse: TSO needs TX checksums.
 OFFLOADS = {"gro": 0x2C, "gso": 0x24, "tso": 0x1F, "tx-checksum": 0x17}
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def setns(descriptor: int) -> None:
-    """Move the calling thread into the network namespace behind `descriptor`. Raises OSError."""
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
 
 
 def run(command: Sequence[str], *, text: str = "") -> str:
@@ -84,15 +75,8 @@ class Namespace:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """The calling thread is in this namespace for the length of the block (never await inside it)."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(there)
+        with entered(self.path):
             yield
-        finally:
-            setns(home)
-            os.close(there)
-            os.close(home)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket that lives in this namespace, usable from any thread of this process."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
+import time
 from contextlib import contextmanager
 
 import pytest
 from worlds import TCP_PORT, UDP_PORT, in_worlds
 
-from kproxy_ebpf.lab.traffic import KINDS, family_of, read_answer
+from kproxy_ebpf.lab.manifests import EndpointSpec
+from kproxy_ebpf.lab.traffic import KINDS, ask, echo, family_of, read_answer
+from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 pytestmark = in_worlds("hybrid")
@@ -83,3 +87,81 @@ def test_datagrams_of_one_socket_to_several_vips(world, form):
             data, source = handle.recvfrom(1000)
             assert source[:2] == (vip, UDP_PORT)
             assert f'"{pod.name}"'.encode() in data
+
+
+def terminating(pod):
+    return [EndpointSpec(address, ready=False, serving=True, terminating=True) for address in (pod.ip4, pod.ip6)]
+
+
+def aborted(handle):
+    """Whether the application has been told at once; the socket's time-out counts as no."""
+    handle.settimeout(0.05)
+    try:
+        handle.recv(100)
+    except ConnectionAbortedError:
+        return True
+    except TimeoutError:
+        pass
+    return False
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_a_socket_whose_backend_is_gone_is_told_at_once(world, form, protocol):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    other = world.service([web1])
+    with connected(world, service, form, protocol) as handle, connected(world, other, form, protocol) as bystander:
+        service.endpoints([*terminating(web1), web2])
+        until(lambda: server_of(world, service, form, protocol) == "web2", "new connections to go to web2")
+        assert not aborted(handle), "its pod still serves"
+        service.endpoints([web2])
+        until(lambda: aborted(handle), "the socket to end")
+        assert not aborted(bystander), "the other Service has the endpoint still"
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_of_an_endpoint_that_left_while_ready_only_udp_ends(world, form, protocol):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    with connected(world, service, form, protocol) as handle:
+        service.endpoints([web2])
+        if protocol is Protocol.UDP:
+            until(lambda: aborted(handle), "the socket to end")
+        else:
+            until(lambda: server_of(world, service, form, protocol) == "web2", "new connections to go to web2")
+            time.sleep(0.3)
+            handle.settimeout(2)
+            echo(handle, b"still with web1")
+
+
+def test_unconnected_udp_moves_with_the_next_datagram(world, form):
+    web1, web2, _ = world.webs
+    service = world.service([web1])
+    vip = written(service.vip(FORMS[form]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+
+        def server():
+            handle.sendto(b"?", (vip, UDP_PORT))
+            data, source = handle.recvfrom(1000)
+            assert source[:2] == (vip, UDP_PORT)
+            return json.loads(data.splitlines()[0])["server"]
+
+        assert server() == "web1"
+        service.endpoints([web2])
+        until(lambda: server() == "web2", "datagrams to reach web2")
+
+
+@contextmanager
+def connected(world, service, form, protocol):
+    """A socket that has been answered through the VIP."""
+    vip = written(service.vip(FORMS[form]), form)
+    with socket_of(world.client, vip, protocol) as handle:
+        handle.connect((vip, {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]))
+        handle.send(b"?") if protocol is Protocol.UDP else None
+        read_answer(handle, 0)
+        yield handle
+
+
+def server_of(world, service, form, protocol):
+    port = {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]
+    return ask(world.client, written(service.vip(FORMS[form]), form), port, protocol).server
