@@ -2,166 +2,286 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import json
-import time
-from contextlib import contextmanager
+import socket
+import struct
 
 import pytest
+from sockets import (
+    FORMS,
+    PORTS,
+    asked,
+    asked_by_datagram,
+    connected,
+    counted,
+    server_of,
+    socket_of,
+    vip_of,
+    written,
+)
 from worlds import TCP_PORT, UDP_PORT, in_worlds
 
 from kproxy_ebpf.lab.manifests import EndpointSpec
-from kproxy_ebpf.lab.traffic import KINDS, ask, echo, family_of, read_answer
+from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 pytestmark = in_worlds("hybrid")
 
-FORMS = {"ipv4": 4, "ipv6": 6, "mapped": 4}
+MSG_FASTOPEN = 0x20000000
+IPPROTO_MPTCP = 262
+TARGET_PORT = 5353
+VIPS_OF_A_SOCKET = 8
 
 
 @pytest.fixture(params=FORMS)
 def form(request):
-    """How the application writes an address; "mapped" is IPv4 on an IPv6 socket."""
+    """How the application writes addresses."""
     return request.param
 
 
-def written(address, form):
-    return f"::ffff:{address}" if form == "mapped" else address
+@pytest.fixture(scope="module")
+def service(world):
+    return world.service(world.webs)
 
 
-def socket_of(place, address, protocol=Protocol.TCP):
-    handle = place.socket(family_of(address), KINDS[protocol])
-    handle.settimeout(2)
-    return handle
+def test_a_connection_is_translated_once_and_shows_the_vip(world, service, form, protocol):
+    with counted(world, connected=1, balanced=0, translated=0, reversed=0):
+        vip, port = vip_of(service, form), PORTS[protocol]
+        with socket_of(world.client, vip, protocol) as handle:
+            handle.connect((vip, port))
+            assert handle.getpeername()[:2] == (vip, port)
+            answer = asked(handle, protocol)
+            assert handle.getpeername()[:2] == (vip, port)
+            assert answer.client == world.client.address(FORMS[form])
+            assert answer.server in {pod.name for pod in world.webs}
+            if protocol is Protocol.UDP:
+                handle.send(b"?")
+                assert handle.recvfrom(1000)[1][:2] == (vip, port)
+            assert not [row for row in world.daemon.json("flows") if str(answer.client_port) in row["client"]]
 
 
-def verdicts(world):
-    return {name: count["packets"] for name, count in world.daemon.json("status")["verdicts"].items()}
+def test_connections_are_spread(world, service, form, protocol):
+    assert {server_of(world, service, form, protocol) for _ in range(40)} == {"web1", "web2", "web3"}
 
 
-@contextmanager
-def counted(world, **expected):
-    """Exactly so many verdicts of these kinds are added in the block, by node1's programs."""
-    before = verdicts(world)
-    yield
-    after = verdicts(world)
-    assert {name: after[name] - before[name] for name in expected} == expected
+def test_a_backend_on_another_node_sees_the_pods_own_address(world, form, protocol):
+    service = world.service([world.lab.nodes["node2"].pods["far"]])
+    answer = ask(world.client, vip_of(service, form), PORTS[protocol], protocol)
+    assert (answer.server, answer.client) == ("far", world.client.address(FORMS[form]))
 
 
-@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
-def test_a_connection_is_translated_once_and_shows_the_vip(world, form, protocol):
-    service = world.service(world.webs)
-    vip = written(service.vip(FORMS[form]), form)
-    port = {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]
-    with (
-        counted(world, connected=1, balanced=0, translated=0, reversed=0),
-        socket_of(world.client, vip, protocol) as handle,
+def test_a_pod_reaches_itself(world, form, protocol):
+    web = world.webs[0]
+    service = world.service([web])
+    answer = ask(web, vip_of(service, form), PORTS[protocol], protocol)
+    assert (answer.server, answer.client) == (web.name, web.address(FORMS[form]))
+
+
+def test_refused_at_once_and_without_a_packet(world, service, form):
+    empty = world.service([])
+    for vip, port, verdict in (
+        (vip_of(empty, form), TCP_PORT, "rejected_no_backend"),
+        (vip_of(service, form), 4711, "rejected_undefined_port"),
     ):
-        handle.connect((vip, port))
-        assert handle.getpeername()[:2] == (vip, port)
-        handle.send(b"?") if protocol is Protocol.UDP else None
-        answer = read_answer(handle, 0)
-        assert answer.client == world.client.address(FORMS[form])
-        assert answer.server in {pod.name for pod in world.webs}
-        if protocol is Protocol.UDP:
-            handle.send(b"?")
-            assert handle.recvfrom(1000)[1][:2] == (vip, port)
+        with counted(world, **{verdict: 1}), socket_of(world.client, vip) as handle:
+            assert handle.connect_ex((vip, port)) == errno.ECONNREFUSED
+            assert handle.connect_ex((vip, port + 1)) == errno.ECONNREFUSED if port == 4711 else True
 
 
-def test_refused_at_once(world, form):
+def test_a_socket_that_was_refused_connects_later(world, form):
     service = world.service([])
-    other = world.service(world.webs)
-    for vip, port in ((service.vip(FORMS[form]), TCP_PORT), (other.vip(FORMS[form]), 4711)):
-        with socket_of(world.client, written(vip, form)) as handle:
-            assert handle.connect_ex((written(vip, form), port)) == errno.ECONNREFUSED
+    vip = vip_of(service, form)
+    with socket_of(world.client, vip) as handle:
+        assert handle.connect_ex((vip, TCP_PORT)) == errno.ECONNREFUSED
+        service.endpoints(world.webs[:1])
+        until(lambda: server_of(world, service, form) == "web1", "the endpoint to be in force")
+        handle.connect((vip, TCP_PORT))
+        assert read_answer(handle, 0).server == "web1"
+        assert handle.getpeername()[:2] == (vip, TCP_PORT)
+
+
+def test_a_refused_datagram_is_told_as_ever(world, form):
+    """An application expects connect() on UDP to succeed, and a socket that talks to many to hear of none."""
+    vip = vip_of(world.service([]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        handle.connect((vip, UDP_PORT))
+        handle.send(b"?")
+        with pytest.raises(ConnectionRefusedError):
+            handle.recv(100)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        for _ in range(3):
+            assert handle.sendto(b"?", (vip, UDP_PORT)) == 1
+
+
+def test_a_connection_that_failed_leaves_nothing(world, form):
+    """Its socket goes on to the pod itself, which must not be shown as the VIP."""
+    web = world.webs[0]
+    deaf = world.service([web], {"deaf": (90, "TCP", 9090)}, wait=False)
+    vip, own = vip_of(deaf, form), written(web.address(FORMS[form]), form)
+    until(lambda: "deaf" in str(world.daemon.json("services")), "the Service to be in force")
+    with socket_of(world.client, vip) as handle:
+        assert handle.connect_ex((vip, 90)) == errno.ECONNREFUSED
+        server = EchoServer(web, "late").listen(web.address(FORMS[form]), 9090)
+        try:
+            handle.connect((own, 9090))
+            assert handle.getpeername()[:2] == (own, 9090)
+            assert read_answer(handle, 0).server == "late"
+        finally:
+            server.close()
+
+
+def test_fast_open_by_sendto(world, service, form):
+    vip = vip_of(service, form)
+    with socket_of(world.client, vip) as handle:
+        handle.sendto(b"early", MSG_FASTOPEN, (vip, TCP_PORT))
+        assert handle.getpeername()[:2] == (vip, TCP_PORT)
+        assert read_answer(handle, 0).server in {"web1", "web2", "web3"}
+
+
+def test_a_chosen_source_port_is_left_to_the_link(world, form, protocol):
+    """Two sockets with one port, one backend behind two VIPs: tc tells them apart, at the socket they would collide."""
+    services = [world.service(world.webs[:1]) for _ in range(2)]
+    port = 21500 + 10 * list(FORMS).index(form) + protocol
+    own = written(world.client.address(FORMS[form]), form)
+    with (
+        counted(world, connected=0, balanced=2),
+        socket_of(world.client, own, protocol) as first,
+        socket_of(world.client, own, protocol) as second,
+    ):
+        for handle, each in ((first, services[0]), (second, services[1])):
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            handle.bind((own, port))
+            handle.connect((vip_of(each, form), PORTS[protocol]))
+            assert handle.getpeername()[0] == vip_of(each, form)
+        assert len({asked(handle, protocol).client_port for handle in (first, second)}) == 2
 
 
 def test_datagrams_of_one_socket_to_several_vips(world, form):
     services = [world.service([pod]) for pod in world.webs]
-    vips = [written(service.vip(FORMS[form]), form) for service in services]
+    vips = [vip_of(service, form) for service in services]
     with socket_of(world.client, vips[0], Protocol.UDP) as handle, counted(world, connected=3, balanced=0):
         for number in range(9):
-            pod, vip = world.webs[number % 3], vips[number % 3]
-            handle.sendto(b"?", (vip, UDP_PORT))
-            data, source = handle.recvfrom(1000)
-            assert source[:2] == (vip, UDP_PORT)
-            assert f'"{pod.name}"'.encode() in data
+            vip = vips[number % 3]
+            assert asked_by_datagram(handle, vip) == (world.webs[number % 3].name, (vip, UDP_PORT))
 
 
-def terminating(pod):
-    return [EndpointSpec(address, ready=False, serving=True, terminating=True) for address in (pod.ip4, pod.ip6)]
-
-
-def aborted(handle):
-    """Whether the application has been told at once; the socket's time-out counts as no."""
-    handle.settimeout(0.05)
-    try:
-        handle.recv(100)
-    except ConnectionAbortedError:
-        return True
-    except TimeoutError:
-        pass
-    return False
-
-
-@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
-def test_a_socket_whose_backend_is_gone_is_told_at_once(world, form, protocol):
-    web1, web2, _ = world.webs
-    service = world.service([web1])
-    other = world.service([web1])
-    with connected(world, service, form, protocol) as handle, connected(world, other, form, protocol) as bystander:
-        service.endpoints([*terminating(web1), web2])
-        until(lambda: server_of(world, service, form, protocol) == "web2", "new connections to go to web2")
-        assert not aborted(handle), "its pod still serves"
-        service.endpoints([web2])
-        until(lambda: aborted(handle), "the socket to end")
-        assert not aborted(bystander), "the other Service has the endpoint still"
-
-
-@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
-def test_of_an_endpoint_that_left_while_ready_only_udp_ends(world, form, protocol):
-    web1, web2, _ = world.webs
-    service = world.service([web1])
-    with connected(world, service, form, protocol) as handle:
-        service.endpoints([web2])
-        if protocol is Protocol.UDP:
-            until(lambda: aborted(handle), "the socket to end")
-        else:
-            until(lambda: server_of(world, service, form, protocol) == "web2", "new connections to go to web2")
-            time.sleep(0.3)
-            handle.settimeout(2)
-            echo(handle, b"still with web1")
-
-
-def test_unconnected_udp_moves_with_the_next_datagram(world, form):
-    web1, web2, _ = world.webs
-    service = world.service([web1])
-    vip = written(service.vip(FORMS[form]), form)
+def test_datagrams_of_one_socket_to_one_vip_go_to_one_backend(world, service, form):
+    vip = vip_of(service, form)
     with socket_of(world.client, vip, Protocol.UDP) as handle:
-
-        def server():
-            handle.sendto(b"?", (vip, UDP_PORT))
-            data, source = handle.recvfrom(1000)
-            assert source[:2] == (vip, UDP_PORT)
-            return json.loads(data.splitlines()[0])["server"]
-
-        assert server() == "web1"
-        service.endpoints([web2])
-        until(lambda: server() == "web2", "datagrams to reach web2")
+        assert len({asked_by_datagram(handle, vip) for _ in range(20)}) == 1
 
 
-@contextmanager
-def connected(world, service, form, protocol):
-    """A socket that has been answered through the VIP."""
-    vip = written(service.vip(FORMS[form]), form)
-    with socket_of(world.client, vip, protocol) as handle:
-        handle.connect((vip, {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]))
-        handle.send(b"?") if protocol is Protocol.UDP else None
-        read_answer(handle, 0)
-        yield handle
+def test_two_vips_of_one_backend_are_told_apart(world, form):
+    vips = [vip_of(world.service(world.webs[:1]), form) for _ in range(2)]
+    with socket_of(world.client, vips[0], Protocol.UDP) as handle, counted(world, connected=1, balanced=1):
+        for _ in range(3):
+            for vip in vips:
+                assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
 
 
-def server_of(world, service, form, protocol):
-    port = {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]
-    return ask(world.client, written(service.vip(FORMS[form]), form), port, protocol).server
+def test_a_backend_itself_and_its_vip_are_told_apart(world, form):
+    vip, own = vip_of(world.service(world.webs[:1]), form), written(world.webs[0].address(FORMS[form]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        for _ in range(3):
+            assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
+            assert asked_by_datagram(handle, own, TARGET_PORT) == ("web1", (own, TARGET_PORT))
+
+
+def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
+    far = world.lab.nodes["node2"].pods["far"]
+    ports = {f"p{number}": (5000 + number, "UDP", 7000 + number) for number in range(VIPS_OF_A_SOCKET + 2)}
+    server = EchoServer(far, "many")
+    for _, _, target in ports.values():
+        server.listen(far.address(FORMS[form]), target, Protocol.UDP)
+    service = world.service([far], ports, wait=False)
+    vip = vip_of(service, form)
+    try:
+        until(lambda: ask(world.client, vip, 5009, Protocol.UDP, timeout=0.3), "the Service to be in force")
+        with (
+            socket_of(world.client, vip, Protocol.UDP) as handle,
+            counted(world, connected=VIPS_OF_A_SOCKET, balanced=2),
+        ):
+            for port in [*range(5000, 5010), *range(5000, 5010)]:
+                assert asked_by_datagram(handle, vip, port) == ("many", (vip, port))
+    finally:
+        server.close()
+
+
+def test_a_socket_that_is_connected_anew_forgets_the_old_peer(world, form):
+    first, second = (world.service([pod]) for pod in world.webs[:2])
+    own = written(world.webs[0].address(FORMS[form]), form)
+    with connected(world, first, form, Protocol.UDP) as handle:
+        handle.connect((vip_of(second, form), UDP_PORT))
+        assert handle.getpeername()[0] == vip_of(second, form)
+        assert asked(handle, Protocol.UDP).server == "web2"
+        handle.connect((own, TARGET_PORT))
+        assert handle.getpeername()[:2] == (own, TARGET_PORT)
+        handle.send(b"?")
+        assert handle.recvfrom(1000)[1][:2] == (own, TARGET_PORT)
+
+
+def test_a_socket_whose_connection_was_dissolved_shows_who_answers(world, form):
+    service, own = world.service(world.webs[:1]), written(world.webs[0].address(FORMS[form]), form)
+    with connected(world, service, form, Protocol.UDP) as handle:
+        nobody = struct.pack("=H26x", socket.AF_UNSPEC)
+        assert ctypes.CDLL(None).connect(handle.fileno(), nobody, len(nobody)) == 0
+        assert asked_by_datagram(handle, own, TARGET_PORT) == ("web1", (own, TARGET_PORT))
+
+
+def test_affinity_is_the_links_in_both_modes(world, family, protocol):
+    """Keyed by the client's address, which is not known at connect(): the link decides, so no switch moves a client."""
+    service = world.service(world.webs, sessionAffinity="ClientIP")
+    seen = set()
+    for mode in ("hybrid", "tc", "hybrid"):
+        world.daemon.settings({"mode": mode})
+        until(lambda mode=mode: world.daemon.json("status")["daemon"]["settings"]["mode"] == mode, f"mode {mode}")
+        seen |= {ask(world.client, service.vip(family), PORTS[protocol], protocol).server for _ in range(15)}
+    assert len(seen) == 1
+
+
+def test_source_ranges_hold(world, family):
+    external = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
+    inside = f"{world.client.address(family)}/{ {4: 32, 6: 128}[family] }"
+    service = world.service(
+        world.webs,
+        wait=False,
+        type="LoadBalancer",
+        loadBalancerSourceRanges=[inside],
+        ingress=[external],
+    )
+    try:
+        until(lambda: ask(world.client, external, TCP_PORT, timeout=0.5), "the Service to be in force")
+        with pytest.raises(TimeoutError):
+            ask(world.webs[0], external, TCP_PORT, timeout=0.5)
+    finally:
+        service.remove()
+
+
+def test_what_a_traffic_policy_drops_times_out(world, family, protocol):
+    far = world.lab.nodes["node2"].pods["far"]
+    members = [EndpointSpec(far.ip4, node_name="node2"), EndpointSpec(far.ip6, node_name="node2")]
+    service = world.service(members, wait=False, internalTrafficPolicy="Local")
+    until(lambda: service.name in str(world.daemon.json("services")), "the Service to be in force")
+    with pytest.raises(TimeoutError):
+        ask(world.client, service.vip(family), PORTS[protocol], protocol, timeout=0.5)
+
+
+def test_sockets_of_the_host_network_are_left_alone(world, service, form, protocol):
+    """hostNetwork pods are processes in the node's network namespace, in cgroups like any other."""
+    vip = vip_of(service, form)
+    with counted(world, connected=0), socket_of(world.node, vip, protocol) as handle:
+        handle.connect((vip, PORTS[protocol])) if protocol is Protocol.UDP else handle.connect_ex((vip, TCP_PORT))
+        handle.sendto(b"?", (vip, UDP_PORT)) if protocol is Protocol.UDP else None
+
+
+def test_mptcp_is_served_by_the_link_or_the_socket(world, service, family):
+    with world.client.socket(
+        {4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM, IPPROTO_MPTCP
+    ) as handle:
+        handle.settimeout(2)
+        handle.connect((service.vip(family), TCP_PORT))
+        assert read_answer(handle, 0).server in {"web1", "web2", "web3"}
+        echo(handle, b"and on")
+        assert handle.getpeername()[0] == service.vip(family)
