@@ -154,6 +154,13 @@ struct peer {
 	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
 };
 
+/* What the iterator over `connections` writes of each socket. */
+struct listed_socket {
+	__u64 cookie;
+	__u32 backend_id;
+	__u32 epoch;
+};
+
 /* affinity: which backend a client's connections to a Service port go to. */
 struct affinity_key {
 	struct address client;
@@ -240,6 +247,7 @@ ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 32);
 ASSERT_OFFSET(peer, vip_port_be, 2 * ADDRESS_BYTES);
 ASSERT_OFFSET(peer, backend_id, 2 * ADDRESS_BYTES + 4);
 ASSERT_SIZE(peer, 2 * ADDRESS_BYTES + 16);
+ASSERT_SIZE(listed_socket, 16);
 ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
 ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);

@@ -121,6 +121,16 @@ static __always_inline bool is_served(struct bpf_sock_addr *call)
 	return live && live->switches & SWITCH_SOCKET && bpf_get_netns_cookie(call) != live->host_netns_cookie;
 }
 
+/* A part of an MPTCP connection, whose own socket would show the backend. */
+static __always_inline bool is_mptcp(struct bpf_sock *socket)
+{
+#if MPTCP_IS_TOLD
+	return bpf_skc_to_mptcp_sock(socket);
+#else
+	return false;
+#endif
+}
+
 static __always_inline struct choice choose_at_socket(const struct tuple *tuple, __u32 now)
 {
 	const struct frontend *frontend = find_frontend(tuple);
@@ -211,7 +221,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *call, enum address_f
 	if (!socket)
 		return PERMIT;
 	connections.sk_storage_delete(socket); /* of an earlier connect(): one that failed, or UDP's */
-	if (!is_our_family(call, form) || !is_served(call))
+	if (!is_our_family(call, form) || !is_served(call) || is_mptcp(socket))
 		return PERMIT;
 	/* Two sockets with one port may be connected to two VIPs of one backend: the programs at the link tell them apart. */
 	if (socket->src_port)
@@ -304,6 +314,10 @@ static __always_inline void give_up_vips_of(struct peers *known, const struct tu
 	bpf_spin_unlock(&known->lock);
 }
 
+/*
+ * Runs for every datagram with an address; those that a connected socket sends to its mapped peer have got one, too, from
+ * the kernel.
+ */
 static __always_inline int on_sendmsg(struct bpf_sock_addr *call, enum address_form form)
 {
 	struct bpf_sock *socket = call->sk;
@@ -312,6 +326,12 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *call, enum address_f
 		return PERMIT;
 	__u32 now = now_seconds();
 	struct tuple tuple = tuple_of(call, form);
+	if (socket->dst_port) {
+		struct peer *connection = connections.sk_storage_get(socket, NULL, 0);
+		if (connection && is_vip_of(connection, &tuple.destination, tuple.destination_port_be))
+			lead_to_backend(call, form, connection);
+		return PERMIT; /* nobody else's answer would reach a connected socket */
+	}
 	struct peers *known = peers.sk_storage_get(socket, NULL, 0);
 	if (known) {
 		struct peer peer = known_peer(known, &tuple, now);
@@ -434,6 +454,40 @@ int recvmsg_mapped(struct bpf_sock_addr *call)
 int getpeername_mapped(struct bpf_sock_addr *call)
 {
 	return on_getpeername(call, MAPPED);
+}
+
+#endif
+
+#if LISTS_SOCKETS
+
+/* BCC declares it with half of its result. */
+static __u64 (*get_socket_cookie)(void *socket) = (void *)BPF_FUNC_get_socket_cookie;
+
+/* struct bpf_iter__bpf_sk_storage_map of the kernel. */
+struct storage_walk {
+	struct {
+		void *seq_file;
+	} *meta;
+	void *map;
+	void *socket;
+	struct peer *value;
+};
+
+/* Read by the daemon, through a BPF iterator over `connections`: every socket that has something there, of any namespace. */
+int bpf_iter__bpf_sk_storage_map(struct storage_walk *walk)
+{
+	void *socket = walk->socket;
+	const struct peer *peer = walk->value;
+
+	if (!socket || !peer)
+		return 0;
+	struct listed_socket listed = {
+		.cookie = get_socket_cookie(socket),
+		.backend_id = peer->backend_id,
+		.epoch = peer->epoch,
+	};
+	bpf_seq_write(walk->meta->seq_file, &listed, sizeof(listed));
+	return 0;
 }
 
 #endif

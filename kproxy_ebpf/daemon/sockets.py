@@ -28,7 +28,7 @@ class Sockets:
         self._links = generation.root / "links"
         self._hooks: SocketHooks | None = None
         self._is_attached = False
-        self._severing = {family: Severing(generation, family) for family in FAMILIES}
+        self._severing = _severing(generation)
         self._lost: dict[int, set[int]] = {family: set() for family in FAMILIES}
         self._wake = asyncio.Event()
         try:
@@ -65,12 +65,12 @@ class Sockets:
 
     async def sever(self) -> None:
         """End the sockets of lost backends, for ever; at first those of all that were lost while no daemon ran."""
-        for family in FAMILIES:
+        for family in self._severing:
             await self._sever(family, None)
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for family in FAMILIES:
+            for family in self._severing:
                 lost, self._lost[family] = self._lost[family], set()
                 if lost:
                     await self._sever(family, lost)
@@ -97,3 +97,12 @@ class Sockets:
         if sentence != self.problem:
             log.warning(sentence)
         self.problem = sentence
+
+
+def _severing(generation: Generation) -> dict[int, Severing]:
+    """By family; none where the kernel can't list sockets."""
+    try:
+        return {family: Severing(generation, family) for family in FAMILIES}
+    except OSError as error:
+        log.warning("open sockets will outlast their backends", error=str(error))
+        return {}

@@ -23,6 +23,8 @@ from bcc.libbcc import lib
 from kproxy_ebpf.datapath.bpf import LRU_HASH, Map, MapInfo, Program
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    LISTING_FUNCTION,
+    LISTING_PROGRAM,
     PROGRAMS,
     SCHEMA,
     SERVICE_TABLES,
@@ -31,10 +33,12 @@ from kproxy_ebpf.datapath.contract import (
     ProgramIndex,
     pinned_name,
 )
+from kproxy_ebpf.datapath.kernel import lists_sockets
 
 _NEVER_TAKEN_OVER = ("programs", "schema")  # tail calls stay within one generation
 _WARNINGS = ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"]  # of BCC's own headers
 _PR_SET_PDEATHSIG = 1
+_TRACING = 26  # BPF_PROG_TYPE_TRACING
 _FIRST = struct.pack("=I", 0)
 
 
@@ -105,6 +109,8 @@ def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
     programs = {name: _loaded(module, name, BPF.SCHED_CLS) for name in PROGRAMS}
     for name, hook in SOCKET_PROGRAMS[family].items():
         programs[name] = _loaded(module, name, BPF.CGROUP_SOCK_ADDR, attach_type=hook)
+    if lists_sockets():
+        programs[LISTING_PROGRAM] = _loaded(module, LISTING_FUNCTION, _TRACING)
     for name, program in programs.items():
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:

@@ -16,6 +16,8 @@ from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 
 __all__ = [
     "FAMILY_MAPS",
+    "LISTING_FUNCTION",
+    "LISTING_PROGRAM",
     "PROGRAMS",
     "SCHEMA",
     "SERVICE_TABLES",
@@ -33,6 +35,7 @@ __all__ = [
     "FlowState",
     "FrontendFlags",
     "Layouts",
+    "ListedSocket",
     "ProgramIndex",
     "Settings",
     "Switches",
@@ -79,6 +82,11 @@ SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
     },
 }
 """By family: the functions in socket.h that are programs, and the hook that each is made for."""
+
+LISTING_PROGRAM, LISTING_FUNCTION = "list_sockets", "bpf_iter__bpf_sk_storage_map"
+"""The program that lists what is in `connections`, where the kernel can, and its function in socket.h: BCC asks for
+that name.
+"""
 
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
@@ -194,6 +202,10 @@ class Affinity(Structure):
 
 class Counter(Structure):
     _fields_ = (("packets", c_uint64), ("bytes", c_uint64))
+
+
+class ListedSocket(Structure):
+    _fields_ = (("cookie", c_uint64), ("backend_id", c_uint32), ("epoch", c_uint32))
 
 
 class Settings(Structure):

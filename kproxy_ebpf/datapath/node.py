@@ -13,7 +13,7 @@ from pathlib import Path
 from kproxy_ebpf.datapath import bpffs, libbpf
 from kproxy_ebpf.datapath.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.datapath.headers import find_headers
-from kproxy_ebpf.datapath.kernel import OLDEST, kernel_version
+from kproxy_ebpf.datapath.kernel import OLDEST, kernel_version, lists_sockets
 from kproxy_ebpf.datapath.source import source_folder
 from kproxy_ebpf.errors import NodeError
 
@@ -45,6 +45,7 @@ def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
         _tcx,
         _cgroup,
         _netns_cookie,
+        _socket_lists,
     ]
     return [check() for check in checks]
 
@@ -121,3 +122,10 @@ def _netns_cookie() -> Check:
         return Check("netns cookie", True, str(netns_cookie()), consequence, required=False)
     except NodeError as error:
         return Check("netns cookie", False, str(error), consequence, required=False)
+
+
+def _socket_lists() -> Check:
+    ok = lists_sockets()
+    detail = "the kernel has them" if ok else "since Linux 5.12, with BTF"
+    consequence = "open sockets of the fast path outlast their backend until the application gives up"
+    return Check("socket lists", ok, detail, consequence, required=False)

@@ -1,6 +1,6 @@
-"""Sockets of this network namespace with what our programs keep in their storage, and their end (sock_diag(7)).
+"""Sockets of this network namespace that have a peer, and their end (sock_diag(7)).
 
-Requests are built by hand: pyroute2 knows neither storages nor SOCK_DESTROY.
+Requests are built by hand: pyroute2 has no SOCK_DESTROY.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
-from kproxy_ebpf.datapath.bpf import Map
-
 TARGETS_MAX = 32
 """More addresses than that are no filter worth its time."""
 
@@ -21,16 +19,14 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x01, 0x04, 0x300
-_ATTRIBUTE_MASK = 0x3FFF  # the upper bits say that it is nested
-# linux/inet_diag.h and linux/sock_diag.h
-_REQ_BYTECODE, _REQ_STORAGES, _STORAGE_REQ_MAP_FD = 1, 2, 1
-_STORAGES, _STORAGE, _STORAGE_MAP_VALUE = 20, 1, 3
+# linux/inet_diag.h
+_REQ_BYTECODE = 1
 _BC_JMP, _BC_DESTINATION = 1, 8
 _TCP_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 11))  # all in which it has a peer
 _UDP_STATES = 1 << 1  # connected
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_ID_OFFSET, _ID_BYTES, _MESSAGE_BYTES = 4, 48, 72
+_ID_OFFSET, _ID_BYTES, _COOKIE_OFFSET = 4, 48, 40
 _RECEIVE_BYTES = 1 << 16
 
 Target = tuple[bytes, int]
@@ -38,12 +34,17 @@ Target = tuple[bytes, int]
 
 
 class Found(NamedTuple):
-    """A socket with something in the storage. `identity` names it to the kernel (struct inet_diag_sockid)."""
+    """A socket. `identity` names it to the kernel (struct inet_diag_sockid)."""
 
     family: int
     protocol: int
     identity: bytes
-    value: bytes
+
+    @property
+    def cookie(self) -> int:
+        """What bpf_get_socket_cookie() says of it: no other socket ever has the same."""
+        low, high = struct.unpack_from("=II", self.identity, _COOKIE_OFFSET)
+        return int(high << 32 | low)
 
 
 class SockDiag:
@@ -52,21 +53,16 @@ class SockDiag:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
 
-    def find(self, storage: Map, family: int, protocol: int, targets: Sequence[Target] = ()) -> Iterator[Found]:
-        """The sockets of `family` (AF_INET or AF_INET6) with a value in `storage`; of any peer, or one of `targets`.
-
-        Raises OSError.
-        """
-        attributes = _attribute(_REQ_STORAGES, _attribute(_STORAGE_REQ_MAP_FD, struct.pack("=I", storage.fd)))
-        if targets:
-            attributes += _attribute(_REQ_BYTECODE, _one_of(targets))
+    def find(self, family: int, protocol: int, targets: Sequence[Target] = ()) -> Iterator[Found]:
+        """The sockets of `family` (AF_INET or AF_INET6) with a peer: any, or one of `targets`. Raises OSError."""
         states = _TCP_STATES if protocol == socket.IPPROTO_TCP else _UDP_STATES
         request = struct.pack("=BBBxI", family, protocol, 0, states) + bytes(_ID_BYTES)
-        self._send(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, request + attributes)
+        if targets:
+            code = _one_of(targets)
+            request += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _REQ_BYTECODE) + code
+        self._send(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, request)
         for message in self._answers():
-            value = _storage_value(message)
-            if value is not None:
-                yield Found(family, protocol, message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES], value)
+            yield Found(family, protocol, message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES])
 
     def destroy(self, found: Found) -> None:
         """End a socket: its application gets ECONNABORTED, a TCP peer a RST. Raises OSError (ENOENT: it has ended)."""
@@ -95,31 +91,11 @@ class SockDiag:
                 length, kind, *_ = _HEADER.unpack_from(data)
                 payload, data = data[_HEADER.size : length], data[-(-length // 4) * 4 :]
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    number = -int.from_bytes(payload[:4], sys.byteorder, signed=True) if payload else 0
+                    number = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
                     if number:
                         raise OSError(number, f"sock_diag: {os.strerror(number)}")
                     return
                 yield payload
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return (_ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload).ljust(-(-len(payload) // 4) * 4 + 4, b"\0")
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        yield kind & _ATTRIBUTE_MASK, data[_ATTRIBUTE.size : length]
-        data = data[-(-length // 4) * 4 :]
-
-
-def _storage_value(message: bytes) -> bytes | None:
-    wanted = dict(_attributes(message[_MESSAGE_BYTES:]))
-    for kind in (_STORAGES, _STORAGE):
-        if kind not in wanted:
-            return None
-        wanted = dict(_attributes(wanted[kind]))
-    return wanted.get(_STORAGE_MAP_VALUE)
 
 
 def _one_of(targets: Sequence[Target]) -> bytes:

@@ -16,7 +16,16 @@ import pytest
 
 from kproxy_ebpf.datapath.bpf import Descriptor, Map
 from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs, root
-from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SCHEMA, SHARED_MAPS, SOCKET_PROGRAMS, Switches, layouts
+from kproxy_ebpf.datapath.contract import (
+    FAMILY_MAPS,
+    LISTING_PROGRAM,
+    PROGRAMS,
+    SCHEMA,
+    SHARED_MAPS,
+    SOCKET_PROGRAMS,
+    Switches,
+    layouts,
+)
 from kproxy_ebpf.datapath.generation import Generation, current, ensure, remove_all
 from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
 from kproxy_ebpf.datapath.source import Constants, source_folder
@@ -106,7 +115,7 @@ def test_everything_is_pinned_and_adopted(bpffs: Path, small: Constants) -> None
     first = ensure(bpffs, small)
     assert not first.ready, "nothing has filled its tables"
     assert {pin.name for pin in (first.path / "programs").iterdir()} == {
-        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f])
+        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f], LISTING_PROGRAM)
     }
     assert ids(first).keys() == {f"{m}_v{f}" for m in FAMILY_MAPS for f in FAMILIES} | set(SHARED_MAPS)
     assert current(bpffs) is None, "built, not yet in force"
