@@ -192,6 +192,8 @@ struct settings {
 	__u32 events_level;	/* enum events_level */
 	__u32 switches;		/* enum settings_switches */
 	__u64 host_netns_cookie;	/* of the host's network namespace, whose sockets are left alone */
+	__u32 datagrams_since_seconds;	/* CLOCK_MONOTONIC: before, a socket's first datagram seen may not be its first */
+	__u32 pad;
 };
 
 /* What new connections meet. Those that exist go on as they began, whatever is switched. */
@@ -253,7 +255,7 @@ ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);
 ASSERT_SIZE(counter, 16);
 ASSERT_OFFSET(settings, host_netns_cookie, 8);
-ASSERT_SIZE(settings, 16);
+ASSERT_SIZE(settings, 24);
 ASSERT_OFFSET(event, verdict, 88);
 ASSERT_SIZE(event, 96);
 

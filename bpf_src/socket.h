@@ -111,14 +111,23 @@ static __always_inline struct tuple tuple_of(const struct bpf_sock_addr *call, e
 	return tuple;
 }
 
-/* Is a new connection of this socket ours? Those of the host's own network namespace are its kube-proxy's. */
-static __always_inline bool is_served(struct bpf_sock_addr *call)
+/* Sockets in the host's own network namespace are its kube-proxy's. */
+static __always_inline bool is_pods(struct bpf_sock_addr *call)
 {
 	struct settings *live = live_settings();
 
-	if (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP)
-		return false;
-	return live && live->switches & SWITCH_SOCKET && bpf_get_netns_cookie(call) != live->host_netns_cookie;
+	return live && bpf_get_netns_cookie(call) != live->host_netns_cookie;
+}
+
+/*
+ * Is a datagram to a destination that this socket is not known to talk to the first of its flow? Not necessarily where the
+ * programs have been attached, or switched on, less than a flow's time ago.
+ */
+static __always_inline bool begins_flow(__u32 now)
+{
+	struct settings *live = live_settings();
+
+	return live && live->switches & SWITCH_SOCKET && !is_older(now, live->datagrams_since_seconds, 0);
 }
 
 /* A part of an MPTCP connection, whose own socket would show the backend. */
@@ -221,7 +230,9 @@ static __always_inline int on_connect(struct bpf_sock_addr *call, enum address_f
 	if (!socket)
 		return PERMIT;
 	connections.sk_storage_delete(socket); /* of an earlier connect(): one that failed, or UDP's */
-	if (!is_our_family(call, form) || !is_served(call) || is_mptcp(socket))
+	if (!is_our_family(call, form) || (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP))
+		return PERMIT;
+	if (!is_on(SWITCH_SOCKET) || !is_pods(call) || is_mptcp(socket))
 		return PERMIT;
 	/* Two sockets with one port may be connected to two VIPs of one backend: the programs at the link tell them apart. */
 	if (socket->src_port)
@@ -302,6 +313,24 @@ static __always_inline bool remember(struct peers *known, struct peer *peer, __u
 	return place && !is_twin;
 }
 
+/* What may be in mid-flow stays where it is, for as long as it is used. */
+static __always_inline int leave_to_link(struct bpf_sock *socket, const struct tuple *tuple, __u32 now)
+{
+	struct peer left = {
+		.vip = tuple->destination,
+		.vip_port_be = tuple->destination_port_be,
+		.last_used_seconds = now,
+	};
+	struct peers *known;
+
+	if (!find_frontend(tuple))
+		return PERMIT;
+	known = peers.sk_storage_get(socket, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (known)
+		remember(known, &left, now);
+	return PERMIT;
+}
+
 /* A datagram to a backend's own address, which this socket has behind a VIP too: from now on the VIP is left alone. */
 static __always_inline void give_up_vips_of(struct peers *known, const struct tuple *tuple)
 {
@@ -342,8 +371,10 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *call, enum address_f
 			return PERMIT;
 		}
 	}
-	if (!is_served(call))
+	if (!is_pods(call))
 		return PERMIT;
+	if (!begins_flow(now))
+		return leave_to_link(socket, &tuple, now);
 
 	struct choice choice = choose_at_socket(&tuple, now);
 	if (known && choice.verdict == VERDICT_UNTOUCHED)

@@ -15,7 +15,7 @@ from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.conntrack import translated
 from kproxy_ebpf.datapath.contract import Switches
-from kproxy_ebpf.datapath.flows import live_connections
+from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
@@ -26,6 +26,8 @@ from kproxy_ebpf.observe.metrics import DatapathReading
 from kproxy_ebpf.plan.tables import Capacities, Tables
 
 log = structlog.get_logger(__name__)
+
+UDP_SECONDS = 120  # after that without a datagram no UDP flow is known any more, neither here nor by the host
 
 
 class Datapath:
@@ -82,6 +84,8 @@ class Datapath:
         """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""
         if self.sockets.host_cookie:
             self._live.set_host(self.sockets.host_cookie)
+        if not self.sockets.is_attached:
+            self._live.begin_datagrams(now_seconds() + UDP_SECONDS)
         self.sockets.attach()
 
     def adopt_udp(self) -> int:

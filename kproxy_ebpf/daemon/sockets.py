@@ -31,6 +31,7 @@ class Sockets:
         self._severing = _severing(generation)
         self._lost: dict[int, set[int]] = {family: set() for family in FAMILIES}
         self._wake = asyncio.Event()
+        self.host_cookie = 0
         try:
             self.host_cookie = netns_cookie()
             self._hooks = SocketHooks(generation, find_cgroup(cgroup))

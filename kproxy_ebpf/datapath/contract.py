@@ -209,7 +209,13 @@ class ListedSocket(Structure):
 
 
 class Settings(Structure):
-    _fields_ = (("events_level", c_uint32), ("switches", c_uint32), ("host_netns_cookie", c_uint64))
+    _fields_ = (
+        ("events_level", c_uint32),
+        ("switches", c_uint32),
+        ("host_netns_cookie", c_uint64),
+        ("datagrams_since_seconds", c_uint32),
+        ("pad", c_uint32),
+    )
 
 
 class Event(Structure):

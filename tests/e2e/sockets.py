@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from worlds import TCP_PORT, UDP_PORT
 
+from kproxy_ebpf.datapath.generation import current
+from kproxy_ebpf.datapath.maps import LiveSettings
 from kproxy_ebpf.lab.traffic import KINDS, ask, family_of, read_answer
 from kproxy_ebpf.model.services import Protocol
 
@@ -56,6 +58,13 @@ def asked_by_datagram(handle, address, port=UDP_PORT):
 def server_of(world, service, form, protocol=Protocol.TCP):
     """Who answers a new connection."""
     return ask(world.client, vip_of(service, form), PORTS[protocol], protocol).server
+
+
+def datagrams_since(world, seconds):
+    """As if the programs had been attached at `seconds` (CLOCK_MONOTONIC), less two minutes; 0: long ago."""
+    for daemon in world.daemons:
+        with LiveSettings(current(daemon.bpffs)) as live:
+            live.begin_datagrams(seconds)
 
 
 @contextmanager

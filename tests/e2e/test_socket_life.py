@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, server_of, socket_of, vip_of
+from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, datagrams_since, server_of, socket_of, vip_of
 from worlds import UDP_PORT, in_worlds
 
 from kproxy_ebpf.datapath.generation import current
@@ -23,6 +23,12 @@ pytestmark = in_worlds("hybrid")
 def form(request):
     """How the application writes addresses."""
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attached_long_ago(world):
+    """Else datagrams of unconnected sockets would be the link's for two minutes."""
+    datagrams_since(world, 0)
 
 
 def terminating(pod):

@@ -15,6 +15,7 @@ from sockets import (
     asked_by_datagram,
     connected,
     counted,
+    datagrams_since,
     server_of,
     socket_of,
     vip_of,
@@ -22,6 +23,7 @@ from sockets import (
 )
 from worlds import TCP_PORT, UDP_PORT, in_worlds
 
+from kproxy_ebpf.datapath.flows import now_seconds
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer
 from kproxy_ebpf.lab.wait import until
@@ -39,6 +41,12 @@ VIPS_OF_A_SOCKET = 8
 def form(request):
     """How the application writes addresses."""
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attached_long_ago(world):
+    """Else datagrams of unconnected sockets would be the link's for two minutes."""
+    datagrams_since(world, 0)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +216,22 @@ def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
                 assert asked_by_datagram(handle, vip, port) == ("many", (vip, port))
     finally:
         server.close()
+
+
+def test_what_may_be_in_mid_flow_stays_with_the_link(world, service, form):
+    """A socket that has sent before the programs came, and goes on to do so."""
+    vip = vip_of(service, form)
+    try:
+        datagrams_since(world, now_seconds() + 100)
+        with socket_of(world.client, vip, Protocol.UDP) as old, socket_of(world.client, vip, Protocol.UDP) as new:
+            with counted(world, connected=0, balanced=1):
+                before = asked_by_datagram(old, vip)
+            datagrams_since(world, 0)
+            with counted(world, connected=1, balanced=0):
+                assert {asked_by_datagram(old, vip) for _ in range(10)} == {before}
+                asked_by_datagram(new, vip)
+    finally:
+        datagrams_since(world, 0)
 
 
 def test_a_socket_that_is_connected_anew_forgets_the_old_peer(world, form):

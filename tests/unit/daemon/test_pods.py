@@ -19,7 +19,7 @@ from kproxy_ebpf.observe.metrics import Metrics
 
 class FakeSockets:
     problem: str | None = None
-    offered = False
+    is_attached = False
 
 
 class FakeDatapath:
@@ -31,12 +31,10 @@ class FakeDatapath:
 
     def __init__(self) -> None:
         self.adoptions = []
-
-    def __init__(self) -> None:
         self.sockets = FakeSockets()
 
     def offer_sockets(self) -> None:
-        self.sockets.offered = True
+        self.sockets.is_attached = self.sockets.problem is None
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
@@ -58,9 +56,9 @@ def datapath() -> FakeDatapath:
     return FakeDatapath()
 
 
-def pods_with(mode: str, datapath: FakeDatapath) -> tuple[Pods, SettingsKeeper]:
+def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[Pods, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    pods = Pods(datapath, keeper, Metrics(), Health(60), lambda: None)  # type: ignore[arg-type]
+    pods = Pods(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
     pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
     pods.links.reconsider()
     return pods, keeper
@@ -102,23 +100,22 @@ def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: Fa
         ("hybrid", Switches.TC | Switches.SOCKET),
     ],
 )
-def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
-    pods_with(mode, datapath)
+async def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
+    subject, _ = pods_with(mode, datapath)
+    await while_draining(subject, subject.switched.wait)
     assert datapath.switches == switches
-    assert datapath.sockets.offered == bool(switches & Switches.SOCKET)
+    assert datapath.sockets.is_attached == bool(switches & Switches.SOCKET)
 
 
 @pytest.mark.parametrize("mode", ["socket", "hybrid"])
-def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
+async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
     datapath.sockets.problem = "no socket fast path"
     health = Health(60)
-    keeper = SettingsKeeper(parse_settings({"mode": mode}))
-    subject = Pods(datapath, keeper, Metrics(), health, lambda: None)  # type: ignore[arg-type]
+    subject, _ = pods_with(mode, datapath, health)
+    await while_draining(subject, subject.switched.wait)
     assert datapath.switches == Switches.TC
     assert health.problems["sockets"] == "no socket fast path"
     assert subject.is_on
-    keeper.offer(lambda: {"mode": "tc"})
-    assert "sockets" not in health.problems
 
 
 def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
