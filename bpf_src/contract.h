@@ -25,6 +25,7 @@ struct address {
 enum direction {
 	FROM_POD = 0,
 	TO_POD = 1,
+	AT_SOCKET = 2,	/* no packet yet: what a pod's socket asks for */
 };
 
 /* What happened to a packet: the drop reason, the counter's index and the event's code. */
@@ -45,7 +46,8 @@ enum verdict {
 	VERDICT_DROPPED_TRAFFIC_POLICY = 13,	/* endpoints exist, but the traffic policy admits none */
 	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
 	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
-	VERDICT_COUNT = 16,
+	VERDICT_CONNECTED = 16,			/* a socket's connection or first datagram, led to a backend before any packet */
+	VERDICT_COUNT = 17,
 };
 
 /* frontends: what a VIP, port and protocol lead to. Port 0 with protocol 0 marks an address as a VIP (undefined ports are rejected). */
@@ -135,6 +137,31 @@ struct flow {
 	__u32 created_seconds;	/* CLOCK_MONOTONIC */
 };
 
+/*
+ * connections, peers: sockets' storage. Whom a socket talks to through a VIP; with backend_id 0 (in `peers` only) the VIP is left
+ * to the programs at the link. An entry of `peers` without a port is free.
+ *
+ * Kept stable: a socket's storage can't be carried over to a map of another shape.
+ */
+#define PEERS_MAX 8
+
+struct peer {
+	struct address vip;
+	struct address backend;
+	__be16 vip_port_be;
+	__be16 backend_port_be;
+	__u32 backend_id;
+	__u32 epoch;	/* of the backend when it was chosen */
+	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
+};
+
+/* What the iterator over `connections` writes of each socket. */
+struct listed_socket {
+	__u64 cookie;
+	__u32 backend_id;
+	__u32 epoch;
+};
+
 /* affinity: which backend a client's connections to a Service port go to. */
 struct affinity_key {
 	struct address client;
@@ -166,6 +193,8 @@ struct settings {
 	__u32 events_level;	/* enum events_level */
 	__u32 switches;		/* enum settings_switches */
 	__u64 host_netns_cookie;	/* of the host's network namespace, whose sockets are left alone */
+	__u32 datagrams_since_seconds;	/* CLOCK_MONOTONIC: before, a socket's first datagram seen may not be its first */
+	__u32 pad;
 };
 
 /* What new connections meet. Those that exist go on as they began, whatever is switched. */
@@ -223,12 +252,16 @@ ASSERT_SIZE(tuple, 2 * ADDRESS_BYTES + 8);
 ASSERT_OFFSET(flow, backend_id, 2 * ADDRESS_BYTES + 8);
 ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 24);
 ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 32);
+ASSERT_OFFSET(peer, vip_port_be, 2 * ADDRESS_BYTES);
+ASSERT_OFFSET(peer, backend_id, 2 * ADDRESS_BYTES + 4);
+ASSERT_SIZE(peer, 2 * ADDRESS_BYTES + 16);
+ASSERT_SIZE(listed_socket, 16);
 ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
 ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);
 ASSERT_SIZE(counter, 16);
 ASSERT_OFFSET(settings, host_netns_cookie, 8);
-ASSERT_SIZE(settings, 16);
+ASSERT_SIZE(settings, 24);
 ASSERT_OFFSET(event, verdict, 88);
 ASSERT_SIZE(event, 96);
 

@@ -26,6 +26,7 @@
 #include "forward.h"
 #include "icmp.h"
 #include "reject.h"
+#include "socket.h"
 
 /* A packet without a tuple: ICMP errors may quote one, everything else is the host's. */
 static __always_inline enum verdict leave(const struct packet *packet)
@@ -95,7 +96,7 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 	__u32 now = now_seconds();
 	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
 	if (is_on(SWITCH_TC))
-		choice = choose_backend(packet, now);
+		choice = choose_backend(&packet->tuple, now);
 	if (stays_with_host(packet, &choice))
 		choice = (struct choice){ .verdict = VERDICT_TRANSLATED };
 	else if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))

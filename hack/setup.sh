@@ -15,6 +15,7 @@ packages=(python3-venv python3-bpfcc libbpf1 iproute2)
 extra=""
 if [[ ${1:-} == dev || ${1:-} == bench ]]; then
     packages+=(bpftool conntrack nftables iptables openssl gcc libc6-dev ca-certificates)
+    packages+=(curl bind9-dnsutils musl-tools nginx redis-tools) # real programs that the tests let talk to Services
     extra="[dev]"
 fi
 if [[ ${1:-} == bench ]]; then

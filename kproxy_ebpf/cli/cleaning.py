@@ -10,6 +10,7 @@ from pathlib import Path
 from kproxy_ebpf.datapath import bpffs
 from kproxy_ebpf.datapath.bpffs import NodeLock
 from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.cgroup import PREFIX, is_attached
 from kproxy_ebpf.datapath.clsact import Clsact
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections
@@ -32,11 +33,12 @@ def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> 
         return f"nothing of ours is pinned in {folder}"
     with NodeLock(folder):
         broken = _drain(current(folder), drain_seconds, tell)
+        what = "links and the cgroup tree" if is_attached(folder / bpffs.ROOT / "links") else "links"
         links = _detach(folder / bpffs.ROOT / "links")
         remove_all(folder)
         shutil.rmtree(state_dir(folder), ignore_errors=True)
     cost = f"; {broken} open connections that they translated are broken" if broken else ""
-    return f"programs taken off {links} links, programs and maps unpinned from {folder}{cost}"
+    return f"programs taken off {links} {what}, programs and maps unpinned from {folder}{cost}"
 
 
 def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], object]) -> int:
@@ -61,12 +63,12 @@ def _open_connections(generation: Generation) -> int:
 
 
 def _detach(pins: Path) -> int:
-    """Take all programs off, by filter and by pin: a TCX link ends with its pin. Before the maps, which they use."""
+    """Take all programs off, by filter and by pin: a BPF link ends with its pin. Before the maps, which they use."""
     clsact = Clsact(pins)
     filtered = clsact.attached()
     for ifindex in filtered:
         clsact.detach(ifindex)
-    linked = {pin.name.partition("-")[0] for pin in pins.iterdir() if not pin.is_dir()}
+    linked = {pin.name.partition("-")[0] for pin in pins.iterdir() if not (pin.is_dir() or pin.name.startswith(PREFIX))}
     for pin in pins.iterdir():
         pin.rmdir() if pin.is_dir() else pin.unlink()
     return len(filtered) + len(linked)

@@ -136,6 +136,7 @@ class Daemon:
         start_part("links", pods.links.run())
         start_part("modes", pods.follow())
         start_part("guard", pods.guard(self.options.sync_period))
+        start_part("sockets", datapath.sockets.sever())
         start_part("room", keep_room(datapath.generation, self.health))
         start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), pods.links.ready.wait(), pods.switched.wait())

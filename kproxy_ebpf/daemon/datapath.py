@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import structlog
 
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.adopt import adopted, insert
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.conntrack import translated
 from kproxy_ebpf.datapath.contract import Switches
-from kproxy_ebpf.datapath.flows import live_connections
+from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
@@ -25,12 +27,15 @@ from kproxy_ebpf.plan.tables import Capacities, Tables
 
 log = structlog.get_logger(__name__)
 
+UDP_SECONDS = 120  # after that without a datagram no UDP flow is known any more, neither here nor by the host
+
 
 class Datapath:
     """One generation. Make it with `prepare`; it serves pods from `take_over` on."""
 
-    def __init__(self, generation: Generation, method: Method, capacities: Capacities) -> None:
+    def __init__(self, generation: Generation, method: Method, capacities: Capacities, cgroup: Path | None) -> None:
         self.generation = generation
+        self.sockets = Sockets(generation, cgroup)
         self._capacities = capacities
         self.attacher = Attacher(generation, method)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
@@ -47,7 +52,7 @@ class Datapath:
         what = "adopted" if generation.is_current else "built"
         log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
         sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
-        return cls(generation, Method(options.attach), Capacities(**sizes))
+        return cls(generation, Method(options.attach), Capacities(**sizes), options.cgroup)
 
     @property
     def is_ready(self) -> bool:
@@ -63,6 +68,8 @@ class Datapath:
         self.generation.inherit()
         self.generation.activate()
         self.attacher.swap(self.generation)
+        if self.sockets.is_attached:
+            self.sockets.attach()
         self.generation.retire_others()
 
     @property
@@ -73,6 +80,14 @@ class Datapath:
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began."""
         self._live.switch(switches)
+
+    def offer_sockets(self) -> None:
+        """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""
+        if self.sockets.host_cookie:
+            self._live.set_host(self.sockets.host_cookie)
+        if not self.sockets.is_attached:
+            self._live.begin_datagrams(now_seconds() + UDP_SECONDS)
+        self.sockets.attach()
 
     def adopt_udp(self) -> int:
         """Make flows of what the host translates of UDP; return how many. Raises OSError.
@@ -100,6 +115,7 @@ class Datapath:
     def apply(self, family: int, writes: TableWrites) -> None:
         """Perform writes; see reconcile.TableWriter."""
         self._maps[family].apply(writes)
+        self.sockets.note(family, writes.backend_states)
 
     def reading(self) -> DatapathReading:
         """What the maps say now, for metrics."""
@@ -122,6 +138,7 @@ class Datapath:
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
+        self.sockets.close()
         self._counters.close()
         self._live.close()
         for maps in self._maps.values():

@@ -1,4 +1,6 @@
-"""Which links carry the programs: all pods' links; in mode off, until the last flow has ended, and then none."""
+"""Which links carry the programs: all pods' links in modes tc and hybrid; in modes off and socket, until the last flow
+has ended, and then none.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from kproxy_ebpf.config import Settings, SettingsKeeper
+from kproxy_ebpf.config import Mode, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.links import PodLinks
@@ -19,9 +21,17 @@ log = structlog.get_logger(__name__)
 DRAIN_SECONDS = 5.0
 
 
-def switches_of(settings: Settings) -> Switches:
-    """What the programs are told of the settings. Mode socket is served at tc until there are programs at connect()."""
-    return Switches.TC if settings.mode.is_on else Switches(0)
+_SWITCHES = {
+    Mode.OFF: Switches(0),
+    Mode.TC: Switches.TC,
+    Mode.SOCKET: Switches.SOCKET,
+    Mode.HYBRID: Switches.TC | Switches.SOCKET,
+}
+
+
+def switches_of(mode: Mode, *, has_sockets: bool) -> Switches:
+    """What the programs are told of the mode. Where there is no socket fast path, tc does its job."""
+    return Switches.TC if mode.has_sockets and not has_sockets else _SWITCHES[mode]
 
 
 class Pods:
@@ -46,11 +56,15 @@ class Pods:
 
     @property
     def is_on(self) -> bool:
-        """Whether new connections need the programs."""
-        return self._keeper.current.mode.is_on
+        """Whether new connections need the programs at the links."""
+        return bool(self._wanted & Switches.TC)
+
+    @property
+    def _wanted(self) -> Switches:
+        return switches_of(self._keeper.current.mode, has_sockets=self._datapath.sockets.problem is None)
 
     async def follow(self) -> None:
-        """Switch as the settings say; in mode off, take the programs off as soon as no flow needs them; for ever."""
+        """Switch as the settings say; take the programs off links as soon as no flow needs them; for ever."""
         while True:
             await self._switch()
             if self._changed_settings.is_set():
@@ -61,7 +75,7 @@ class Pods:
                 if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
                     self._drained = True
                     self.links.reconsider()
-                    log.info("mode off: the last flow has ended, programs are taken off")
+                    log.info("the last flow has ended, programs are taken off")
             try:
                 async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):
                     await self._changed_settings.wait()
@@ -73,7 +87,8 @@ class Pods:
         those that speak while programs are attached and they are being looked for stay with the host.
         """
         self._changed_settings.clear()
-        wanted, present = switches_of(self._keeper.current), self._datapath.switches
+        self._offer_sockets()
+        wanted, present = self._wanted, self._datapath.switches
         has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
         self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)
         if wanted & Switches.TC:
@@ -89,7 +104,18 @@ class Pods:
             await asyncio.sleep(period_seconds)
             await asyncio.to_thread(self._datapath.require_pins)
             await asyncio.to_thread(self._datapath.retire_aged)
+            before = self._datapath.sockets.problem
+            self._offer_sockets()
+            if self._datapath.sockets.problem != before:
+                self._changed_settings.set()
             self.links.reconsider()
+
+    def _offer_sockets(self) -> None:
+        """The socket programs come with the first mode that wants them, and stay."""
+        sockets, wants = self._datapath.sockets, self._keeper.current.mode.has_sockets
+        if wants or sockets.is_attached:
+            self._datapath.offer_sockets()
+        self._health.problem("sockets", sockets.problem if wants else None)
 
     def admits(self, link: str) -> bool:
         return not self._drained and self._keeper.current.is_pod_interface(link)

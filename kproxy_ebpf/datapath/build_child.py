@@ -22,16 +22,21 @@ from bcc.libbcc import lib
 from kproxy_ebpf.datapath.bpf import Map, MapInfo, Program
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    LISTING_FUNCTION,
+    LISTING_PROGRAM,
     PROGRAMS,
     SERVICE_TABLES,
     SHARED_MAPS,
+    SOCKET_PROGRAMS,
     ProgramIndex,
     pinned_name,
 )
+from kproxy_ebpf.datapath.kernel import lists_sockets
 from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
 
 _WARNINGS = ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"]  # of BCC's own headers
 _PR_SET_PDEATHSIG = 1
+_TRACING = 26  # BPF_PROG_TYPE_TRACING
 
 
 def main() -> None:
@@ -85,12 +90,20 @@ def _take_over(module: Any, name: str, old: Map, pin: Path) -> None:
 
 
 def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
-    programs = {name: Program(os.dup(module.load_func(name.encode(), BPF.SCHED_CLS).fd), name) for name in PROGRAMS}
+    programs = {name: _loaded(module, name, BPF.SCHED_CLS) for name in PROGRAMS}
+    for name, hook in SOCKET_PROGRAMS[family].items():
+        programs[name] = _loaded(module, name, BPF.CGROUP_SOCK_ADDR, attach_type=hook)
+    if lists_sockets():
+        programs[LISTING_PROGRAM] = _loaded(module, LISTING_FUNCTION, _TRACING)
     for name, program in programs.items():
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:
         for index in ProgramIndex:
             prog_array.update(struct.pack("=I", index), struct.pack("=I", programs[index.name.lower()].fd))
+
+
+def _loaded(module: Any, name: str, type_: int, **options: Any) -> Program:
+    return Program(os.dup(module.load_func(name.encode(), type_, **options).fd), name)
 
 
 def _maps_of_our_layout(generation: Path) -> dict[str, Map]:

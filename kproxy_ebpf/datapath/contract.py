@@ -18,12 +18,17 @@ from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 __all__ = [
     "FAMILY_MAPS",
     "FLOW_TABLES",
+    "LISTING_FUNCTION",
+    "LISTING_PROGRAM",
     "PROGRAMS",
     "SCHEMA_BYTES",
     "SERVICE_TABLES",
     "SHARED_MAPS",
+    "SOCKET_PROGRAMS",
+    "STORAGES",
     "BackendFlags",
     "BackendState",
+    "CgroupHook",
     "Counter",
     "Direction",
     "Event",
@@ -32,6 +37,7 @@ __all__ = [
     "FlowState",
     "FrontendFlags",
     "Layouts",
+    "ListedSocket",
     "ProgramIndex",
     "Schema",
     "Settings",
@@ -45,8 +51,46 @@ __all__ = [
 
 SCHEMA_BYTES = 16384
 
+
+class CgroupHook(IntEnum):
+    """Of enum bpf_attach_type (linux/bpf.h), those where the socket programs are attached."""
+
+    CONNECT4 = 10
+    CONNECT6 = 11
+    SENDMSG4 = 14
+    SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
+    GETPEERNAME4 = 29
+    GETPEERNAME6 = 30
+
+
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 """The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
+
+SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
+    4: {
+        "connect": CgroupHook.CONNECT4,
+        "connect_mapped": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG4,
+        "recvmsg": CgroupHook.RECVMSG4,
+        "recvmsg_mapped": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME4,
+        "getpeername_mapped": CgroupHook.GETPEERNAME6,
+    },
+    6: {
+        "connect": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG6,
+        "recvmsg": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME6,
+    },
+}
+"""By family: the functions in socket.h that are programs, and the hook that each is made for."""
+
+LISTING_PROGRAM, LISTING_FUNCTION = "list_sockets", "bpf_iter__bpf_sk_storage_map"
+"""The program that lists what is in `connections`, where the kernel can, and its function in socket.h: BCC asks for
+that name.
+"""
 
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
@@ -54,7 +98,12 @@ SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 FLOW_TABLES = ("flows", "affinity")
 """Written by the programs."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, "programs", "predecessor")
+PEERS_MAX = 8
+
+STORAGES = ("connections", "peers")
+"""What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
+
+FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, "programs", "predecessor", *STORAGES)
 SHARED_MAPS = ("counters", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
@@ -71,6 +120,7 @@ class ProgramIndex(IntEnum):
 class Direction(IntEnum):
     FROM_POD = 0
     TO_POD = 1
+    AT_SOCKET = 2
 
 
 class Verdict(IntEnum):
@@ -92,6 +142,7 @@ class Verdict(IntEnum):
     DROPPED_TRAFFIC_POLICY = 13
     DROPPED_SOURCE_RANGE = 14
     DROPPED_INTERNAL = 15
+    CONNECTED = 16
 
 
 class FlowState(IntEnum):
@@ -136,6 +187,7 @@ class Layouts:
     AffinityKey: type[Structure]
     Affinity: type[Structure]
     SourceRangeKey: type[Structure]
+    Peer: type[Structure]
 
 
 class Frontend(Structure):
@@ -161,8 +213,18 @@ class Counter(Structure):
     _fields_ = (("packets", c_uint64), ("bytes", c_uint64))
 
 
+class ListedSocket(Structure):
+    _fields_ = (("cookie", c_uint64), ("backend_id", c_uint32), ("epoch", c_uint32))
+
+
 class Settings(Structure):
-    _fields_ = (("events_level", c_uint32), ("switches", c_uint32), ("host_netns_cookie", c_uint64))
+    _fields_ = (
+        ("events_level", c_uint32),
+        ("switches", c_uint32),
+        ("host_netns_cookie", c_uint64),
+        ("datagrams_since_seconds", c_uint32),
+        ("pad", c_uint32),
+    )
 
 
 class Schema(Structure):
@@ -253,6 +315,16 @@ def layouts(family: int) -> Layouts:
         SourceRangeKey=_structure(
             "SourceRangeKey", ("prefix_bits", c_uint32), ("service_id", c_uint32), ("client", address)
         ),
+        Peer=_structure(
+            "Peer",
+            ("vip", address),
+            ("backend", address),
+            ("vip_port_be", be16),
+            ("backend_port_be", be16),
+            ("backend_id", c_uint32),
+            ("epoch", c_uint32),
+            ("last_used_seconds", c_uint32),
+        ),
     )
 
 
@@ -269,6 +341,8 @@ def entries(family: int) -> dict[str, tuple[Any, Any]]:
         "source_ranges": (these.SourceRangeKey, c_uint32),
         "flows": (these.Tuple, these.Flow),
         "affinity": (these.AffinityKey, these.Affinity),
+        "connections": (c_uint32, these.Peer),
+        "peers": (c_uint32, _structure("Peers", *((f"peer{number}", these.Peer) for number in range(PEERS_MAX)))),
         "counters": (c_uint32, Counter),
         "settings": (c_uint32, Settings),
         "events": (c_uint32, Event),

@@ -34,6 +34,7 @@ from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
     PROGRAMS,
     SHARED_MAPS,
+    SOCKET_PROGRAMS,
     Direction,
     pinned_name,
 )
@@ -78,7 +79,7 @@ class Generation:
     def is_complete(self) -> bool:
         """Whether every pin is there."""
         maps = {pinned_name(name, family) for name in FAMILY_MAPS for family in FAMILIES} | {*SHARED_MAPS}
-        programs = {pinned_name(name, family) for name in PROGRAMS for family in FAMILIES}
+        programs = {pinned_name(name, family) for family in FAMILIES for name in (*PROGRAMS, *SOCKET_PROGRAMS[family])}
         return maps <= _names(self.path / "maps") and programs <= _names(self.path / "programs")
 
     @property

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from pathlib import Path
 
 from kproxy_ebpf.errors import NodeError
 
@@ -14,6 +15,8 @@ OLDEST = (5, 10)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}  # system call numbers
 _MEMBARRIER_GLOBAL = 1
 _SURELY_DONE_SECONDS = 0.2
+_BTF = Path("/sys/kernel/btf/vmlinux")
+_MPTCP = Path("/proc/sys/net/mptcp")
 
 
 def kernel_version(release: str | None = None) -> tuple[int, int]:
@@ -38,3 +41,13 @@ def require_kernel() -> None:
     if kernel_version() < OLDEST:
         major, minor = OLDEST
         raise NodeError(f"Linux {os.uname().release} is too old: {major}.{minor} or later is needed")
+
+
+def lists_sockets() -> bool:
+    """Whether a BPF iterator may list the sockets that have a storage, with their cookies."""
+    return kernel_version() >= (5, 12) and _BTF.exists()
+
+
+def tells_mptcp() -> bool:
+    """Whether a program can tell a socket that is part of an MPTCP connection."""
+    return kernel_version() >= (5, 19) and _BTF.exists() and _MPTCP.exists()

@@ -54,7 +54,7 @@ class Daemon:
         return [
             *(str(COMMAND), "run", "--node-name", self.node.name),
             *("--manifests", str(self.manifests.folder), "--config", str(self.config_path)),
-            *("--bpffs", str(self.bpffs), *self.flags),
+            *("--bpffs", str(self.bpffs), "--cgroup", str(self.node.cgroup.folder), *self.flags),
         ]
 
     def launch(self) -> None:

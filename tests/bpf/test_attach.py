@@ -17,7 +17,8 @@ from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.bpf import Link
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.links import PodLinks
-from kproxy_ebpf.lab.netns import RUN_NETNS, setns
+from kproxy_ebpf.datapath.netns import entered
+from kproxy_ebpf.lab.netns import RUN_NETNS
 
 PROGRAMS = ("from_pod_v4", "from_pod_v6", "to_pod_v4", "to_pod_v6")
 METHODS = [Method.TCX, Method.CLSACT]
@@ -36,14 +37,10 @@ def netns() -> Iterator[str]:
     """A namespace of the test's own, in which the test runs. A second one, <name>-pod, for pods' ends of links."""
     name = f"attach-{os.getpid()}"
     ip(f"netns add {name}", f"netns add {name}-pod")
-    home, there = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(RUN_NETNS / name, os.O_RDONLY)
-    setns(there)
     try:
-        yield name
+        with entered(RUN_NETNS / name):
+            yield name
     finally:
-        setns(home)
-        os.close(home)
-        os.close(there)
         ip(f"netns del {name}", f"netns del {name}-pod")
 
 

@@ -20,9 +20,11 @@ from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    LISTING_PROGRAM,
     PROGRAMS,
     SCHEMA_BYTES,
     SHARED_MAPS,
+    SOCKET_PROGRAMS,
     Switches,
     entries,
     layouts,
@@ -110,7 +112,7 @@ def test_everything_is_pinned_and_adopted(bpffs: Path, small: Constants) -> None
     first = ensure(bpffs, small)
     assert not first.ready, "nothing has filled its tables"
     assert {pin.name for pin in (first.path / "programs").iterdir()} == {
-        f"{p}_v{f}" for p in PROGRAMS for f in FAMILIES
+        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f], LISTING_PROGRAM)
     }
     assert ids(first).keys() == {f"{m}_v{f}" for m in FAMILY_MAPS for f in FAMILIES} | set(SHARED_MAPS)
     assert current(bpffs) is None, "built, not yet in force"

@@ -19,7 +19,7 @@ HTTP = {"http": (80, "TCP", 8080)}
 @pytest.fixture(scope="module")
 def world():
     """A small one."""
-    with running_world(flags=("--max-frontends", "8", "--max-flows", "2048", "--sync-period", "1")) as world:
+    with running_world(flags=("--max-frontends", "8", "--max-flows", "2048", "--sync-period", "1"), mode="tc") as world:
         yield world
 
 

@@ -20,7 +20,7 @@ DRAINED_SECONDS = 20  # the daemon looks every five seconds
 @pytest.fixture(scope="module")
 def world():
     """One of its own: connections of other tests would have to end first, and the flags change."""
-    with running_world() as world:
+    with running_world(mode="tc") as world:
         yield world
 
 

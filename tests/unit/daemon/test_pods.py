@@ -17,6 +17,11 @@ from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
 
+class FakeSockets:
+    problem: str | None = None
+    is_attached = False
+
+
 class FakeDatapath:
     attacher: Any = None
     live_flows = True
@@ -26,6 +31,10 @@ class FakeDatapath:
 
     def __init__(self) -> None:
         self.adoptions = []
+        self.sockets = FakeSockets()
+
+    def offer_sockets(self) -> None:
+        self.sockets.is_attached = self.sockets.problem is None
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
@@ -49,9 +58,9 @@ def datapath() -> FakeDatapath:
     return FakeDatapath()
 
 
-def pods_with(mode: str, datapath: FakeDatapath) -> tuple[Pods, SettingsKeeper]:
+def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[Pods, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    pods = Pods(datapath, keeper, Metrics(), Health(60), lambda: None)  # type: ignore[arg-type]
+    pods = Pods(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
     pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
     pods.links.reconsider()
     return pods, keeper
@@ -82,6 +91,39 @@ def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: Fa
     datapath.live_flows = False
     off, _ = pods_with("off", datapath)
     assert not off.admits("vethx")
+
+
+@pytest.mark.parametrize(
+    ("mode", "switches"),
+    [
+        ("off", Switches(0)),
+        ("tc", Switches.TC),
+        ("socket", Switches.SOCKET),
+        ("hybrid", Switches.TC | Switches.SOCKET),
+    ],
+)
+async def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
+    subject, _ = pods_with(mode, datapath)
+    await while_draining(subject, subject.switched.wait)
+    assert datapath.switches == switches
+    assert datapath.sockets.is_attached == bool(switches & Switches.SOCKET)
+
+
+@pytest.mark.parametrize("mode", ["socket", "hybrid"])
+async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
+    datapath.sockets.problem = "no socket fast path"
+    health = Health(60)
+    subject, _ = pods_with(mode, datapath, health)
+    await while_draining(subject, subject.switched.wait)
+    assert datapath.switches == Switches.TC
+    assert health.problems["sockets"] == "no socket fast path"
+    assert subject.is_on
+
+
+def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
+    datapath.live_flows = False
+    subject, _ = pods_with("socket", datapath)
+    assert not subject.admits("vethx")
 
 
 async def test_mode_off_keeps_programs_until_the_last_flow_ends(
