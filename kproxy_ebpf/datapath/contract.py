@@ -18,6 +18,7 @@ from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 __all__ = [
     "FAMILY_MAPS",
     "FLOW_TABLES",
+    "LINK_HOOKS",
     "LISTING_FUNCTION",
     "LISTING_PROGRAM",
     "PROGRAMS",
@@ -121,6 +122,10 @@ class Direction(IntEnum):
     FROM_POD = 0
     TO_POD = 1
     AT_SOCKET = 2
+
+
+LINK_HOOKS = (Direction.FROM_POD, Direction.TO_POD)
+"""Where packets are met."""
 
 
 class Verdict(IntEnum):

@@ -32,10 +32,10 @@ from kproxy_ebpf.datapath.build import FAMILIES, build
 from kproxy_ebpf.datapath.carry import carry_flows, carry_service_tables, fetch_flows, shares_flows
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    LINK_HOOKS,
     PROGRAMS,
     SHARED_MAPS,
     SOCKET_PROGRAMS,
-    Direction,
     pinned_name,
 )
 from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
@@ -85,7 +85,7 @@ class Generation:
     @property
     def _serves(self) -> bool:
         """Whether its programs at the links are still pinned; it may be of another version and have other maps."""
-        programs = {pinned_name(hook.name.lower(), family) for hook in Direction for family in FAMILIES}
+        programs = {pinned_name(hook.name.lower(), family) for hook in LINK_HOOKS for family in FAMILIES}
         return programs <= _names(self.path / "programs")
 
     @property
@@ -151,7 +151,7 @@ class Generation:
 
     def _hand_on_to(self, generation: Generation | None) -> None:
         """Let another generation's programs, as far as they are still pinned, have the packets of no known flow."""
-        for family, direction in product(FAMILIES, Direction):
+        for family, direction in product(FAMILIES, LINK_HOOKS):
             index = struct.pack("=I", direction)
             with self.map("predecessor", family) as predecessor:
                 if generation is None or not generation._serves:
