@@ -12,7 +12,7 @@ PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
-.PHONY: help setup setup-dev preflight demo test $(TEST_STEPS) control-plane bench bench-scale image clean
+.PHONY: help setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ setup: ## install what is missing; leaves .venv/bin/kproxy-ebpf
 
 setup-dev: ## the same, with the tools of the tests
 	@hack/setup.sh dev
+
+setup-bench: ## the same, with what the bench measures with (nginx, ab, iperf3)
+	@hack/setup.sh bench
 
 preflight:
 	@hack/preflight.sh
@@ -65,8 +68,11 @@ differential: preflight setup-dev control-plane ## the same questions to us and 
 control-plane: setup-dev ## build etcd, kube-apiserver and so on once, into the user's cache
 	@hack/control-plane.sh >/dev/null
 
-bench: preflight setup-dev control-plane ## measure against kube-proxy; writes bench/results/ (root)
+bench: preflight setup-bench control-plane ## measure against kube-proxy, about 6 minutes; writes bench/REPORT.md (root)
 	@$(VENV)/python -m bench
+
+bench-full: preflight setup-bench control-plane ## all paths and 50,000 Services, at most about 45 minutes (root)
+	@$(VENV)/python -m bench --full
 
 bench-scale: preflight setup-dev control-plane ## the same for 10,000 Services of 20 endpoints; 15 minutes (root)
 	@$(VENV)/python -m bench.scale

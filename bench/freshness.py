@@ -1,4 +1,4 @@
-"""How long a changed EndpointSlice takes from the API server to the map, and what the daemon weighs.
+"""How long a changed EndpointSlice takes from the API server to the map.
 
 SERVICES slices are patched in turn, RATE changes a second altogether; each patch flips the readiness of the slice's one
 endpoint, which is one byte in the memory-mapped map of backends. Three times are noted, all in this process: before the
@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from ipaddress import IPv4Address
-from pathlib import Path
 from statistics import median
 
-from bench.world import SERVER_PORT, World, slice_of
+from bench.population import HTTP, add_service, endpoint
+from bench.proxies import OurProxy
+from bench.run import Freshness
 from kproxy_ebpf.datapath.arrays import MappedArray
 from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.contract import BackendState, layouts
-from kproxy_ebpf.lab.control_plane import object_path
+from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
 from kproxy_ebpf.lab.wait import until
 
 SERVICES = 10
@@ -32,50 +33,19 @@ RATE = 50
 POLL_SECONDS = 0.0001
 LOST_SECONDS = 10.0
 FIRST_ENDPOINT = IPv4Address("10.246.0.1")
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """Milliseconds over `changes` changes. `lost`: those that never reached the map."""
-
-    changes: int
-    lost: int
-    event_to_map_p50_ms: float
-    event_to_map_p99_ms: float
-    event_to_map_max_ms: float
-    patch_to_map_p50_ms: float
-    patch_to_map_p99_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Of the daemon, in MiB. `private` is what would be freed if it ended."""
-
-    services: int
-    rss: float
-    pss: float
-    private: float
-
-
-def memory(world: World, path: str) -> Memory:
-    process = world.daemons[path].process
-    assert process is not None
-    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines() if line.endswith("kB")}
-    private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return Memory(world.service_count, kib["Rss"] / 1024, kib["Pss"] / 1024, private / 1024)
+FIRST_VIP = IPv4Address("10.96.255.1")
 
 
 class _Watch:
     """A watch of our own: when did the last event about each slice arrive (time.monotonic), by resourceVersion."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, cluster: ControlPlane) -> None:
         self.arrived: dict[str, float] = {}
         path = object_path("EndpointSlice")
-        version = world.cluster.api("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
-        self._connection = world.cluster.connect()
+        version = cluster.api("GET", f"{path}?limit=1")["metadata"]["resourceVersion"]
+        self._connection = cluster.connect()
         watch = f"{path}?watch=1&resourceVersion={version}"
-        self._connection.request("GET", watch, headers=world.cluster.authorization)
+        self._connection.request("GET", watch, headers=cluster.authorization)
         self._answer = self._connection.getresponse()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -106,12 +76,12 @@ class _Cell:
         return self.octets[self.offset] == BackendState.USABLE
 
 
-def measure(world: World, path: str, *, changes: int) -> Freshness:
+def measure(cluster: ControlPlane, daemon: OurProxy, *, changes: int) -> Freshness:
     """Raises TimeoutError when the Services never get to the map at all."""
-    watch = _Watch(world)
+    watch = _Watch(cluster)
     try:
-        with _cells(world, path) as cells:
-            times = [_change(world, cells[number % SERVICES]) for number in range(changes)]
+        with _cells(cluster, daemon) as cells:
+            times = [_change(cluster, cells[number % SERVICES]) for number in range(changes)]
         until(lambda: all(version in watch.arrived for version, _, _ in times), "the watch's last event")
     finally:
         watch.close()
@@ -121,12 +91,12 @@ def measure(world: World, path: str, *, changes: int) -> Freshness:
     return Freshness(changes, changes - len(seen), median(inner), _p99(inner), inner[-1], median(outer), _p99(outer))
 
 
-def _change(world: World, cell: _Cell) -> tuple[str, float, float]:
+def _change(cluster: ControlPlane, cell: _Cell) -> tuple[str, float, float]:
     """Flip one slice. Returns (resourceVersion, when the patch was sent, when the map had it or 0.0)."""
     wanted = not cell.usable
-    body = {"endpoints": slice_of(cell.service, [cell.address], ready=wanted)["endpoints"]}
+    body = {"endpoints": [endpoint(cell.address, ready=wanted)]}
     patched = time.monotonic()
-    answer = world.cluster.api("PATCH", object_path("EndpointSlice", f"{cell.service}-1"), body)
+    answer = cluster.api("PATCH", object_path("EndpointSlice", f"{cell.service}-1"), body)
     while cell.usable != wanted and time.monotonic() - patched < LOST_SECONDS:
         time.sleep(POLL_SECONDS)
     mapped = time.monotonic() if cell.usable == wanted else 0.0
@@ -135,12 +105,12 @@ def _change(world: World, cell: _Cell) -> tuple[str, float, float]:
 
 
 @contextmanager
-def _cells(world: World, path: str) -> Iterator[list[_Cell]]:
+def _cells(cluster: ControlPlane, daemon: OurProxy) -> Iterator[list[_Cell]]:
     """Make the Services, and find their endpoints in the map."""
     endpoints = {f"fresh-{number}": str(FIRST_ENDPOINT + number) for number in range(SERVICES)}
-    for service, address in endpoints.items():
-        world.add_service(service, world.next_vip(), [address])
-    pin = world.daemons[path].bpffs / "kproxy-ebpf" / "current" / "maps" / "backends_v4"
+    for number, (service, address) in enumerate(endpoints.items()):
+        add_service(cluster, service, str(FIRST_VIP + number), [address])
+    pin = daemon.bpffs / "kproxy-ebpf" / "current" / "maps" / "backends_v4"
     with Map.open(pin) as map_, MappedArray(map_).words() as words, words.cast("B") as octets:
         stride = (map_.info.value_size + 7) & ~7
         yield [_Cell(name, address, octets, _find(octets, stride, address)) for name, address in endpoints.items()]
@@ -149,7 +119,7 @@ def _cells(world: World, path: str) -> Iterator[list[_Cell]]:
 def _find(octets: memoryview, stride: int, address: str) -> int:
     """The offset of the state of the TCP backend with `address`; waits until it is there. Raises TimeoutError."""
     layout = layouts(4).Backend
-    wanted = IPv4Address(address).packed + SERVER_PORT.to_bytes(2, "big") + bytes([BackendState.USABLE])
+    wanted = IPv4Address(address).packed + HTTP["http"].server.to_bytes(2, "big") + bytes([BackendState.USABLE])
 
     def find() -> int:
         text = bytes(octets)

@@ -4,10 +4,12 @@
  *
  *   load server ADDRESS PORT                                    TCP and UDP echo, until SIGTERM; says "ready" once it listens
  *   load client short|keepalive tcp|udp [-c CONNECTIONS] [-s SECONDS] [-n REQUESTS] [-w WARM_UP_SECONDS] [-b BYTES]
- *               ADDRESS... PORT                                 prints one line of JSON
+ *               [-r REQUESTS_PER_SECOND] ADDRESS... PORT        prints one line of JSON
  *
  * `short`: a socket for each request, closed by the client. `keepalive`: the same sockets all the time. With several
  * addresses each new socket takes the next one. A run ends after -s seconds or -n requests, whichever comes first.
+ * With -r the requests are due at fixed times, whatever became of those before; a latency counts from when its request was
+ * due, and what is unanswered at the end counts with the time that it has waited, so no stall hides what it held up.
  */
 #include "load.h"
 
@@ -23,7 +25,7 @@ static int usage(void)
 {
 	fputs("usage: load server ADDRESS PORT\n"
 	      "       load client short|keepalive tcp|udp [-c CONNECTIONS] [-s SECONDS] [-n REQUESTS] [-w SECONDS] [-b BYTES]"
-	      " ADDRESS... PORT\n", stderr);
+	      " [-r RATE] ADDRESS... PORT\n", stderr);
 	return 2;
 }
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,6 @@ CONNECTIONS = 8
 # Whatever else runs on the machine waits: what is compared must have the core. The kernel shares time between
 # sessions first (autogroup), so a nice value alone would count among a session's own processes only.
 URGENT = ("sh", "-c", 'echo -20 2>/dev/null >/proc/self/autogroup; exec nice -n -20 "$@"', "sh")
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What clients do: a new socket for each request (`short`) or the same sockets (`keepalive`), over tcp or udp."""
-
-    kind: str
-    protocol: str
-
-    def __str__(self) -> str:
-        return f"{self.protocol} {self.kind}"
-
-
-WORKLOADS = tuple(Workload(kind, protocol) for protocol in ("tcp", "udp") for kind in ("short", "keepalive"))
 
 
 def build() -> Path:
@@ -63,20 +48,19 @@ def serve(program: Path, place: Namespace, address: str, port: int) -> subproces
 def run(
     program: Path,
     place: Namespace,
-    workload: Workload,
-    targets: Sequence[str],
-    port: int,
+    words: Sequence[str],
     *,
     seconds: float,
-    cores: str,
-    connections: int = CONNECTIONS,
+    cores: Sequence[int],
     warm_up: float = WARM_UP_SECONDS,
 ) -> dict[str, Any]:
-    """One measurement; what the program printed (see report() in load_client.c). `cores` as taskset reads it."""
-    options = ["-c", str(connections), "-s", str(seconds), "-w", str(warm_up)]
-    client: list[str | Path] = [program, "client", workload.kind, workload.protocol, *options]
-    command: list[str | Path] = [*URGENT, "taskset", "-c", cores, *client]
-    done = place.run([*command, *targets, str(port)], timeout=seconds + 30, start_new_session=True)
+    """One measurement; what the program printed (see report() in load_client.c). `words`: kind, protocol, options,
+    addresses, port. Raises CalledProcessError.
+    """
+    kind, protocol, *rest = words
+    client: list[str | Path] = [program, "client", kind, protocol, "-s", str(seconds), "-w", str(warm_up), *rest]
+    command: list[str | Path] = [*URGENT, "taskset", "-c", ",".join(map(str, cores)), *client]
+    done = place.run(command, timeout=seconds + 30, start_new_session=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

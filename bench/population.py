@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPSConnection
 from ipaddress import IPv4Address
 from threading import local
-from typing import Any
+from typing import Any, NamedTuple
 
 from kproxy_ebpf.lab.control_plane import ApiError, ControlPlane, object_path
 
-SERVICE_PORT, SERVER_PORT = 80, 8080
+
+class Port(NamedTuple):
+    """Of a Service and of its servers."""
+
+    service: int
+    server: int
+    protocol: str = "TCP"
+
+
+HTTP = {"http": Port(80, 8080)}
 FIRST_VIP = IPv4Address("10.96.1.0")
 FIRST_ENDPOINT = IPv4Address("10.128.0.1")  # nobody lives there
 CONNECTIONS = 8
 CHUNK = 50
+SLICE_MAX = 100  # endpoints, the controller's own limit
 
 Object = dict[str, Any]
 
 
 def vip(number: int) -> str:
-    """The ClusterIP of the Service with this number."""
+    """The ClusterIP of the Service with this number, up to 57,343."""
     return str(FIRST_VIP + number)
 
 
-def service(name: str, address: str) -> Object:
-    ports = [{"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": SERVER_PORT}]
-    return {"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": ports}}
+def service(name: str, address: str, ports: Mapping[str, Port] = HTTP) -> Object:
+    told = [
+        {"name": key, "port": port.service, "protocol": port.protocol, "targetPort": port.server}
+        for key, port in ports.items()
+    ]
+    return {"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": told}}
 
 
 def endpoint(address: str, *, ready: bool = True) -> Object:
@@ -43,20 +56,40 @@ def endpoint(address: str, *, ready: bool = True) -> Object:
     }
 
 
-def endpoint_slice(service_name: str, addresses: Sequence[str]) -> Object:
+def endpoint_slice(
+    service_name: str,
+    addresses: Sequence[str],
+    ports: Mapping[str, Port] = HTTP,
+    *,
+    number: int = 1,
+    ready: bool = True,
+) -> Object:
     return {
-        "metadata": {"name": f"{service_name}-1", "labels": {"kubernetes.io/service-name": service_name}},
+        "metadata": {"name": f"{service_name}-{number}", "labels": {"kubernetes.io/service-name": service_name}},
         "addressType": "IPv4",
-        "ports": [{"name": "http", "port": SERVER_PORT, "protocol": "TCP"}],
-        "endpoints": [endpoint(address) for address in addresses],
+        "ports": [{"name": key, "port": port.server, "protocol": port.protocol} for key, port in ports.items()],
+        "endpoints": [endpoint(address, ready=ready) for address in addresses],
     }
 
 
-def add_service(cluster: ControlPlane, name: str, number: int, addresses: Sequence[str]) -> str:
-    """One Service with one slice; its ClusterIP. Raises ApiError, OSError."""
-    cluster.api("POST", object_path("Service"), service(name, vip(number)))
-    cluster.api("POST", object_path("EndpointSlice"), endpoint_slice(name, addresses))
-    return vip(number)
+def add_service(
+    cluster: ControlPlane, name: str, address: str, endpoints: Sequence[str], ports: Mapping[str, Port] = HTTP
+) -> None:
+    """One Service with as many slices as the endpoint slice controller would make. Raises ApiError, OSError."""
+    cluster.api("POST", object_path("Service"), service(name, address, ports))
+    for number, first in enumerate(range(0, len(endpoints), SLICE_MAX), start=1):
+        members = endpoints[first : first + SLICE_MAX]
+        cluster.api("POST", object_path("EndpointSlice"), endpoint_slice(name, members, ports, number=number))
+
+
+def name_of(number: int) -> str:
+    """Of a Service that `fill` makes."""
+    return f"service-{number:05}"
+
+
+def absent_endpoint(number: int) -> str:
+    """An address that nobody has."""
+    return str(FIRST_ENDPOINT + number)
 
 
 def fill(cluster: ControlPlane, services: range, endpoints: int) -> None:
@@ -78,10 +111,13 @@ def fill(cluster: ControlPlane, services: range, endpoints: int) -> None:
 
 def _objects(services: range, endpoints: int) -> Iterator[tuple[str, Object]]:
     for number in services:
-        name = f"service-{number:05}"
-        first = FIRST_ENDPOINT + number * endpoints
+        name = name_of(number)
+        first = number * endpoints
         yield object_path("Service"), service(name, vip(number))
-        yield object_path("EndpointSlice"), endpoint_slice(name, [str(first + index) for index in range(endpoints)])
+        yield (
+            object_path("EndpointSlice"),
+            endpoint_slice(name, [absent_endpoint(first + index) for index in range(endpoints)]),
+        )
 
 
 def _post(connection: HTTPSConnection, path: str, body: Object, headers: dict[str, str]) -> None:

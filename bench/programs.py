@@ -9,47 +9,39 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load
-from bench.load import Workload
-from bench.world import World
+from bench.rounds import ONE_CORE
+from bench.run import Cost, Run
+from bench.workloads import Echo
+from bench.world import Route, World
 from kproxy_ebpf.datapath.bpf import Program
 
+Counts = dict[str, tuple[int, int]]  # (runs, nanoseconds) by program
 SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """One program under one workload. A tail-called program's time is its caller's."""
-
-    workload: str
-    program: str
-    runs_per_request: float
-    ns_per_run: float
-
-
-def measure(world: World, path: str, workloads: Sequence[Workload], *, seconds: float) -> list[Cost]:
-    """The cost of the programs on the node of `path`, one core for all."""
-    route = world.routes[path]
-    pins = world.daemons[path].bpffs / "kproxy-ebpf" / "current" / "programs"
-    world.pin_servers([0])
-    costs = []
+def measure(
+    run: Run, world: World, measured: Sequence[tuple[Route, Path]], workloads: Sequence[Echo], *, seconds: float
+) -> None:
+    """The cost of the programs on each route's node, whose bpffs comes with it; one core for all."""
+    world.pin_servers(ONE_CORE)
     with _statistics():
-        for workload in workloads:
-            before = _read(pins)
-            result = load.run(
-                world.program, route.place, workload, route.targets, route.port, seconds=seconds, cores="0", warm_up=0
-            )
-            after = _read(pins)
-            for name, (runs, nanoseconds) in after.items():
-                ran = runs - before[name][0]
-                if ran > result["requests"] / 100:
-                    costs.append(
-                        Cost(str(workload), name, ran / result["requests"], (nanoseconds - before[name][1]) / ran)
-                    )
-    return costs
+        for route, bpffs in measured:
+            pins = bpffs / "kproxy-ebpf" / "current" / "programs"
+            for workload in workloads:
+                before = _read(pins)
+                words = workload.words(route)
+                told = load.run(world.program, route.place, words, seconds=seconds, cores=ONE_CORE, warm_up=0)
+                run.costs += _costs(route.path, workload.name, before, _read(pins), told["requests"])
+
+
+def _costs(path: str, workload: str, before: Counts, after: Counts, requests: int) -> Iterator[Cost]:
+    for name, (runs, nanoseconds) in after.items():
+        ran = runs - before[name][0]
+        if ran > requests / 100:
+            yield Cost(path, workload, name, ran / requests, (nanoseconds - before[name][1]) / ran)
 
 
 @contextmanager
@@ -62,8 +54,7 @@ def _statistics() -> Iterator[None]:
         SWITCH.write_text(was)
 
 
-def _read(pins: Path) -> dict[str, tuple[int, int]]:
-    """(runs, nanoseconds) by program."""
+def _read(pins: Path) -> Counts:
     return {path.name: _read_one(path) for path in sorted(pins.iterdir())}
 
 

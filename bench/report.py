@@ -1,148 +1,166 @@
-"""What a run found: raw numbers as JSON beside the command that made them, and tables for people."""
+"""bench/REPORT.md, from a run: all of it computed, none of it written by hand."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from tabulate import tabulate
+from bench import churn, growth, reach, tables, traffic
+from bench.run import Run, machine_line
+from bench.samples import RATE, Samples
+from bench.tables import label, number, ratio, table
+from bench.workloads import TCP
 
-from bench.freshness import Freshness, Memory
-from bench.programs import Cost
-from bench.rounds import Sample, Summary, summarise
-from bench.world import BASELINE, LABELS
-
-RESULTS = Path(__file__).with_name("results")
-LATEST = RESULTS / "latest.md"
+REPORT = Path(__file__).with_name("REPORT.md")
 
 
-@dataclass(slots=True)
-class Report:
-    """Everything that one run measured."""
+def markdown(run: Run, plots: Iterable[str] = ()) -> str:
+    """`plots` are paths of pictures relative to the report, named as their section."""
+    samples = Samples(run.samples)
+    pictures = {Path(plot).stem: f"![{Path(plot).stem}]({plot})" for plot in plots}
+    parts = [
+        "# What was measured",
+        _origin(run),
+        "## Reach",
+        _reach(run),
+        *_section("Service traffic", _traffic(samples), pictures.get("traffic")),
+        *_section("Programs", _programs(run), None),
+        *_section(
+            "Two nodes", [tables.by_path(samples, traffic.TWO_NODES, traffic.ON_ONE_CORE)], pictures.get("nodes")
+        ),
+        *_section("Growth: Services", _growth(samples, growth.SERVICES), pictures.get("services")),
+        *_section("Growth: pods on the node", _growth(samples, growth.PODS), None),
+        *_section("Growth: backends of the Service", _growth(samples, growth.BACKENDS), None),
+        *_section("While Services change", _churn(samples, run), pictures.get("churn")),
+        *_section("Proxies", [_weights(run), _freshness(run)], None),
+        *_section("This run", [_durations(run), *(f"- {note}" for note in run.notes)], None),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
-    parameters: dict[str, Any]
-    samples: list[Sample] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
-    memory: list[Memory] = field(default_factory=list)
-    freshness: list[Freshness] = field(default_factory=list)
-    seconds_to_start: dict[str, float] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": machine(),
-            **asdict(self),
-            "summaries": [asdict(summary) for summary in summarise(self.samples)],
-        }
+def _section(title: str, parts: Iterable[str], picture: str | None) -> list[str]:
+    found = [part for part in parts if part]
+    return [f"## {title}", *([picture] if picture else []), *found] if found else []
 
-    def markdown(self) -> str:
-        parts = [f"Measured {datetime.now(UTC):%Y-%m-%d} at commit {commit()} on {machine_line()}."]
-        parts += [_traffic_table(*key, group) for key, group in _by_setting(summarise(self.samples)).items()]
-        parts += [part for part in (self._costs(), self._daemon()) if part]
-        return "\n\n".join(parts) + "\n"
 
-    def _costs(self) -> str:
-        if not self.costs:
-            return ""
-        rows = [
-            [cost.workload, f"`{cost.program}`", f"{cost.runs_per_request:.1f}", f"{cost.ns_per_run:.0f}"]
-            for cost in self.costs
+def _origin(run: Run) -> str:
+    facts = run.machine
+    return (
+        f"`{run.command}` ({run.plan.get('name', '')}, {run.plan.get('rounds', '')} rounds) on {run.date[:10]}, commit "
+        f"{run.commit}, {machine_line(facts)}, load average {facts['load_average']:.1f} at the start. Figures are "
+        "ratios to the pod's own address with the host's connection tracking on, within one round: the median of the "
+        "rounds (and their quartiles). [README.md](README.md) says how it is measured."
+    )
+
+
+def _reach(run: Run) -> str:
+    rows = []
+    for goal in reach.GOALS:
+        measured = goal.found(run)
+        bound = f"{'at most' if goal.at_most else 'at least'} {goal.bound:g} {goal.unit}"
+        rows.append([goal.what, bound, ratio(measured) or "-", goal.verdict(measured)])
+    return table(["figure", "wanted", "measured", "verdict"], rows)
+
+
+def _captioned(caption: str, found: str) -> list[str]:
+    """A table under its caption; nothing where there is no table."""
+    return [caption, found] if found else []
+
+
+def _traffic(samples: Samples) -> list[str]:
+    one, every = (tables.by_path(samples, traffic.TABLE, each) for each in (traffic.ON_ONE_CORE, traffic.ON_ALL_CORES))
+    return [
+        *_captioned("Requests per second (bulk: bits per second, CPU seconds for each GB), one core for all:", one),
+        *_captioned("The same on all cores, unpinned:", every),
+    ]
+
+
+def _programs(run: Run) -> list[str]:
+    costs = [
+        [label(cost.path), cost.workload, f"`{cost.program}`", f"{cost.runs_per_request:.1f}", f"{cost.ns_per_run:.0f}"]
+        for cost in run.costs
+    ]
+    steps = [
+        [step.packet, f"`{step.program}`", f"{step.ns:.0f}", *map(number, map(str, (step.instructions, step.verified)))]
+        for step in run.steps
+    ]
+    return [
+        *_captioned(
+            "Under traffic (`bpf_stats`, whose own cost is in it):",
+            table(["path", "workload", "program", "runs per request", "ns per run"], costs),
+        ),
+        *_captioned(
+            "One packet again and again (`BPF_PROG_TEST_RUN`), caches warm:",
+            table(["packet", "program", "ns", "instructions", "of them walked by the verifier"], steps),
+        ),
+    ]
+
+
+def _growth(samples: Samples, name: str) -> list[str]:
+    parts = []
+    for workload in TCP:
+        grown = tables.by_setting(samples, name, workload.name)
+        parts += _captioned(f"{workload.name}, requests per second:", grown)
+    return [
+        *parts,
+        *_captioned("Latency at a fixed rate, from when each request was due:", tables.latencies(samples, name)),
+    ]
+
+
+def _churn(samples: Samples, run: Run) -> list[str]:
+    rows = [
+        [label(key.path), setting, tables.cell(samples, key, RATE)]
+        for setting in (churn.QUIET, churn.CHANGING)
+        for key in samples.keys(churn.TABLE)
+        if key.setting == setting and key.workload == TCP[0].name
+    ]
+    prices = [
+        [label(each.path), f"{each.services:,}", each.note, f"{each.cpu_ms_per_change or 0:.1f} ms"]
+        for each in run.weights
+        if each.table == churn.TABLE
+    ]
+    return [
+        *_captioned("Requests per second, tcp short:", table(["path", "Services", "rate"], rows)),
+        *_captioned("Latency at a fixed rate:", tables.latencies(samples, churn.TABLE)),
+        *_captioned(
+            "What a change costs the proxy:",
+            table(["proxy", "Services", "rate reached", "CPU for each change"], prices),
+        ),
+    ]
+
+
+def _weights(run: Run) -> str:
+    rows = [
+        [
+            label(each.path),
+            f"{each.services:,}",
+            each.table,
+            f"{each.rss * reach.MIB:.0f}; {each.pss * reach.MIB:.0f} MB",
+            f"{each.seconds_to_effect:.1f} s" if each.seconds_to_effect else each.note,
         ]
-        return "**Programs** (`bpf_stats`, its own cost included)\n\n" + table(
-            ["workload", "program", "runs per request", "ns per run"], rows
+        for each in run.weights
+    ]
+    headers = ["proxy", "Services", "table", "memory (RSS; PSS)", "start to first effect"]
+    return table(headers, rows)
+
+
+def _freshness(run: Run) -> str:
+    rows = []
+    for item in run.freshness:
+        times = (item.event_to_map_p50_ms, item.event_to_map_p99_ms, item.event_to_map_max_ms)
+        outer = (item.patch_to_map_p50_ms, item.patch_to_map_p99_ms)
+        rows.append(
+            [
+                str(item.changes),
+                str(item.lost),
+                *("; ".join(f"{ms:.1f}" for ms in each) + " ms" for each in (times, outer)),
+            ]
         )
-
-    def _daemon(self) -> str:
-        rows = [
-            [f"memory with {item.services:,} Services (RSS; PSS; private)",
-             f"{item.rss:.0f}; {item.pss:.0f}; {item.private:.0f} MiB"]
-            for item in self.memory
-        ]  # fmt: skip
-        for item in self.freshness:
-            what = f"{item.changes} changes"
-            rows += [
-                [f"EndpointSlice event to map, {what} (p50; p99; largest)",
-                 f"{item.event_to_map_p50_ms:.1f}; {item.event_to_map_p99_ms:.1f}; {item.event_to_map_max_ms:.1f} ms"],
-                [f"PATCH sent to map, {what} (p50; p99)",
-                 f"{item.patch_to_map_p50_ms:.1f}; {item.patch_to_map_p99_ms:.1f} ms"],
-            ]  # fmt: skip
-            if item.lost:
-                rows.append(["changes that never reached the map", str(item.lost)])
-        rows += [[f"start, {what}", f"{seconds:.1f} s"] for what, seconds in self.seconds_to_start.items()]
-        return "**Daemon**\n\n" + table(["", ""], rows) if rows else ""
-
-    def save(self, what: str) -> Path:
-        """Write the raw numbers, and the tables as the latest ones; return the path of the former."""
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M}-{what}.json"
-        path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
-        LATEST.write_text(self.markdown())
-        return path
+    headers = ["changes of our tables", "lost", "event to map (p50; p99; largest)", "PATCH sent to map (p50; p99)"]
+    return table(headers, rows)
 
 
-def _by_setting(summaries: Iterable[Summary]) -> dict[tuple[int, str], list[Summary]]:
-    groups: dict[tuple[int, str], list[Summary]] = {}
-    for summary in summaries:
-        groups.setdefault((summary.services, summary.cores), []).append(summary)
-    return groups
-
-
-def _traffic_table(services: int, cores: str, group: Sequence[Summary]) -> str:
-    """Paths by workloads: the ratio to the baseline and its quartiles; the baseline's own rate in its row."""
-    workloads = list(dict.fromkeys(summary.workload for summary in group))
-    cells: dict[str, dict[str, str]] = {}
-    for summary in group:
-        cells.setdefault(summary.path, {})[summary.workload] = _cell(summary)
-    ordered = sorted(cells, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
-    rows = [[LABELS.get(name, name), *(cells[name].get(workload, "") for workload in workloads)] for name in ordered]
-    heading = f"**{services:,} Services, {cores}**: requests per second relative to `{BASELINE}` (quartiles)\n\n"
-    return heading + table(["path", *workloads], rows)
-
-
-def _cell(summary: Summary) -> str:
-    failed = f", {summary.errors} failed" if summary.errors else ""
-    if summary.path == BASELINE:
-        return f"1 = {summary.rate:,.0f}/s{failed}"
-    return f"{summary.ratio:.2f} ({summary.ratio_low:.2f} to {summary.ratio_high:.2f}){failed}"
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def machine() -> dict[str, Any]:
-    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory_kib = re.search(r"^MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    return {
-        "kernel": platform.release(),
-        "cpu": cpu[1] if cpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_mib": int(memory_kib[1]) // 1024 if memory_kib else 0,
-        "load_average": os.getloadavg(),
-    }
-
-
-def machine_line() -> str:
-    facts = machine()
-    return f"Linux {facts['kernel']}, {facts['cores']} cores ({facts['cpu']}), {facts['memory_mib'] // 1024} GiB"
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        where = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = "+" if git("status", "--porcelain", "--", "../bpf_src", "../kproxy_ebpf") else ""
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+def _durations(run: Run) -> str:
+    total = sum(run.seconds.values())
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
+    return f"Took {total / 60:.1f} minutes: {each}." if run.seconds else ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,18 +18,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from bench import freshness, population, probe
-from bench.population import add_service, endpoint_slice, fill, vip
+from bench import freshness, probe
+from bench.paths import BEST, IPTABLES, NFTABLES, PATHS
+from bench.population import HTTP, add_service, endpoint_slice, fill, vip
+from bench.proxies import OurProxy, Proxy, RealProxy, add_node_object, weight
+from bench.run import progress
 from bench.scale_report import FIRST_SYNC_SECONDS, Report, Result
-from bench.usage import usage
-from bench.world import FIRST_VIP, ApiDaemon, World
 from kproxy_ebpf.lab import Lab, Node
 from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
-from kproxy_ebpf.lab.kube_proxy import KubeProxy
 from kproxy_ebpf.lab.wait import until
 
-OURS = "kproxy-ebpf"
-WAYS = (OURS, "nftables", "iptables")
+WAYS = (BEST, NFTABLES, IPTABLES)
 PROBED = "the-last"
 CHANGE_SECONDS = 90.0  # how long one way may be asked for changes
 IDLE_SECONDS = 20.0
@@ -53,42 +51,9 @@ def options() -> argparse.Namespace:
     return parsed
 
 
-def progress(text: str) -> None:
-    print(f"[{time.monotonic() - STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
-
-
-class OurProxy(ApiDaemon):
-    """Our daemon, with what the measurements ask of a proxy."""
-
-    metrics_port = 10349
-
-
-class RealProxy(KubeProxy):
-    metrics_port = 10249
-
-
-Proxy = OurProxy | RealProxy
-
-
 def make_proxy(node: Node, cluster: ControlPlane, way: str) -> Proxy:
-    node_object = {"metadata": {"name": node.name}}
-    cluster.api("POST", object_path("Node"), node_object)
-    status = {"addresses": [{"type": "InternalIP", "address": node.ip4}]}
-    cluster.api("PATCH", f"{object_path('Node', node.name)}/status", {"status": status})
-    if way != OURS:
-        return RealProxy(node, cluster, way)
-    daemon = OurProxy(node)
-    daemon.kubeconfig = cluster.kubeconfig()
-    return daemon
-
-
-def launch(proxy: Proxy) -> subprocess.Popen[str]:
-    if isinstance(proxy, OurProxy):
-        proxy.launch()
-    else:
-        proxy.start()
-    assert proxy.process is not None
-    return proxy.process
+    add_node_object(cluster, node)
+    return OurProxy(node, cluster, PATHS[way].settings) if PATHS[way].is_ours else RealProxy(node, cluster, way)
 
 
 def changes(cluster: ControlPlane, client: probe.Client, pods: Sequence[probe.Server], count: int) -> list[float]:
@@ -115,25 +80,25 @@ class Scale:
     pods: Sequence[probe.Server]
 
     def measure(self, way: str) -> Result:
-        wanted, node = self.wanted, self.lab.node(f"n-{way[:8]}")
-        client = probe.Client(node.pod("client"), vip(wanted.services), population.SERVICE_PORT)
+        wanted, node = self.wanted, self.lab.node(f"n{len(self.lab.nodes) + 1}")
+        client = probe.Client(node.pod("client"), vip(wanted.services), HTTP["http"].service)
         proxy = make_proxy(node, self.cluster, way)
         load = os.getloadavg()[0]
         began = time.monotonic()
-        process = launch(proxy)
+        proxy.launch()
         try:
             until(client.ask, f"{way} to serve the last Service", seconds=FIRST_SYNC_SECONDS, pause=0.005)
         except TimeoutError as error:
             progress(str(error))
-            return self._late(way, load, proxy, process.pid)
+            return self._late(way, load, proxy)
         first_effect = time.monotonic() - began
         progress(f"{way}: first effect after {first_effect:.2f} s")
         time.sleep(QUIET_SECONDS)
         metric = probe.sample(node, proxy.metrics_port, "kubeproxy_sync_proxy_rules_duration_seconds_sum")
-        before, idle = usage(process.pid), self._idle(process.pid)
-        cpu = usage(process.pid).cpu_seconds
+        before, idle = weight(proxy), self._idle(proxy)
+        cpu = weight(proxy).cpu_seconds
         times = sorted(changes(self.cluster, client, self.pods, wanted.changes))
-        after = usage(process.pid)
+        after = weight(proxy)
         progress(f"{way}: {len(times)} changes, median {median(times):.1f} ms")
         extra = self._ours(proxy) if isinstance(proxy, OurProxy) else {}
         proxy.stop()
@@ -154,9 +119,9 @@ class Scale:
             **extra,
         )
 
-    def _late(self, way: str, load: float, proxy: Proxy, pid: int) -> Result:
+    def _late(self, way: str, load: float, proxy: Proxy) -> Result:
         """Of a proxy that had no effect in all the time it got."""
-        result = Result(way, self.wanted.services, self.wanted.endpoints, load, memory=usage(pid))
+        result = Result(way, self.wanted.services, self.wanted.endpoints, load, memory=weight(proxy))
         proxy.stop()
         return result
 
@@ -164,20 +129,17 @@ class Scale:
         """Event to map while changes come at a steady rate; then a restart beside full tables."""
         found: dict[str, Any] = {}
         if self.wanted.fresh_changes:
-            free = max(0, int(population.FIRST_VIP) + self.wanted.services + 1 - int(FIRST_VIP))
-            world = World(self.lab, self.cluster, daemon.folder, service_count=free)
-            world.daemons[OURS] = daemon
-            found["fresh"] = freshness.measure(world, OURS, changes=self.wanted.fresh_changes)
+            found["fresh"] = freshness.measure(self.cluster, daemon, changes=self.wanted.fresh_changes)
             progress(f"event to map: {found['fresh']}")
         daemon.stop()
         began = time.monotonic()
         daemon.start()
         return {**found, "restart": time.monotonic() - began}
 
-    def _idle(self, pid: int) -> float:
-        before = usage(pid).cpu_seconds
+    def _idle(self, proxy: Proxy) -> float:
+        before = weight(proxy).cpu_seconds
         time.sleep(IDLE_SECONDS)
-        return (usage(pid).cpu_seconds - before) / IDLE_SECONDS * 100
+        return (weight(proxy).cpu_seconds - before) / IDLE_SECONDS * 100
 
 
 def main() -> None:
@@ -188,9 +150,9 @@ def main() -> None:
         seconds_to_fill = time.monotonic() - began
         progress(f"{wanted.services} Services of {wanted.endpoints} endpoints made in {seconds_to_fill:.1f} s")
         servers = lab.node("servers")
-        pods = [probe.Server(servers.pod(name), population.SERVER_PORT) for name in ("a", "b")]
+        pods = [probe.Server(servers.pod(name), HTTP["http"].server) for name in ("a", "b")]
         time.sleep(1)  # creation times have whole seconds: the last Service is to be the youngest
-        add_service(cluster, PROBED, wanted.services, [pods[0].address])
+        add_service(cluster, PROBED, vip(wanted.services), [pods[0].address])
         scale = Scale(lab, cluster, wanted, pods)
         results = [scale.measure(way) for way in wanted.ways.split(",")]
     command = shlex.join(["python", "-m", "bench.scale", *sys.argv[1:]])
@@ -200,6 +162,5 @@ def main() -> None:
         progress(f"kept in {report.save()}")
 
 
-STARTED = time.monotonic()
 if __name__ == "__main__":
     main()

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.freshness import Freshness
-from bench.report import RESULTS, commit, machine, machine_line, table
+from bench.run import RESULTS, Freshness, commit, machine, machine_line
+from bench.tables import label, table
 from bench.usage import Usage
 
 
@@ -79,8 +79,8 @@ class Report:
         rows = [[name, *(cell(result) for result in self.results)] for name, cell in ROWS.items()]
         parts = [
             f"**{services:,} Services of {endpoints} endpoints**: `{self.command}`",
-            table(["", *(result.way for result in self.results)], rows),
-            f"Measured {datetime.now(UTC):%Y-%m-%d} at commit {commit()} on {machine_line()}. {self.note}".rstrip(),
+            table(["", *(label(result.way) for result in self.results)], rows),
+            f"Measured {datetime.now(UTC):%Y-%m-%d} at {commit()} on {machine_line(machine())}. {self.note}".rstrip(),
         ]
         return "\n\n".join(parts) + "\n"
 

@@ -1,8 +1,9 @@
-"""What a process weighs, from /proc."""
+"""What a process weighs and what cores do, from /proc."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def usage(pid: int) -> Usage:
 def _kib(path: Path) -> dict[str, int]:
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
+
+
+def busy_seconds(cores: Sequence[int]) -> float:
+    """What these cores have spent on anything but idling since the boot, in ticks' precision."""
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    ticks = {words[0]: [int(text) for text in words[1:]] for words in lines if words[0].startswith("cpu")}
+    # user nice system idle iowait irq softirq steal …; guest time is in user already, and stolen time is nobody's work.
+    busy = (ticks[f"cpu{core}"] for core in cores)
+    return sum(sum(times[:3]) + sum(times[5:7]) for times in busy) / TICKS_PER_SECOND

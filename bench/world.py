@@ -1,7 +1,6 @@
-"""What is measured: one node for each way to a Service, all fed by one real API server.
+"""The lab that is measured: a real API server, and for each path a site: nodes, pods, proxies and Services of its own.
 
-Every node has a client pod and BACKENDS server pods of its own, and a Service "web-NODE" in front of the servers. Each
-path has its own client: two paths from one client address to one server would meet each other's TIME_WAIT sockets.
+Each site has its own client: two paths from one client address to one server would meet each other's TIME_WAIT sockets.
 """
 
 from __future__ import annotations
@@ -14,21 +13,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from bench import load
+from bench import load, population
+from bench.load import URGENT
+from bench.paths import LOOPBACK, PATHS
+from bench.population import Port
+from bench.proxies import OurProxy, Proxy, RealProxy, add_node_object
 from kproxy_ebpf.lab import Lab, Namespace, Node, Pod
-from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
-from kproxy_ebpf.lab.daemon import Daemon
+from kproxy_ebpf.lab.control_plane import ControlPlane
 from kproxy_ebpf.lab.wait import until
 
-BACKENDS = 3
-SERVICE_PORT, SERVER_PORT = 80, 8080
-FIRST_VIP = IPv4Address("10.96.100.1")
-FIRST_ABSENT_ENDPOINT = IPv4Address("10.245.0.1")  # endpoints of the Services that nobody asks
-SYNC_SECONDS = 120
+ECHO, HTTP, BULK = "echo", "http", "bulk"
+ECHO_PORTS = {"echo": Port(80, 8080), "echo-udp": Port(80, 8080, "UDP")}
+SINGLE_PORTS = {"http": Port(81, 8081), "bulk": Port(82, 8082)}
+PORTS = ECHO_PORTS | SINGLE_PORTS
+FIRST_VIP = IPv4Address("10.96.240.1")  # above all that population.fill hands out
+SERVED_SECONDS = 120
+LAST_OCTET_MAX = 250
 
 # A client that makes and closes tens of thousands of connections a second: its ports must not run out.
 CLIENT = {"ipv4/tcp_tw_reuse": "1", "ipv4/ip_local_port_range": "1024 65535"}
@@ -42,188 +43,210 @@ NODE = {
 TRACKED = "add table inet bench; add chain inet bench c {type filter hook forward priority 0;}; " + (
     "add rule inet bench c ct state established,related accept"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a node serves its pods: which kube-proxy it runs ("" for none), whether our daemon, and without either
-    whether the host tracks connections, as it does beside a kube-proxy and under any firewall.
-    """
-
-    label: str
-    kube_proxy: str = ""
-    daemon: bool = False
-    tracked: bool = False
-
-    @property
-    def balances(self) -> bool:
-        return bool(self.kube_proxy) or self.daemon
-
-
-WAYS = {
-    "direct": Way("direct pod IP, tracked by the host", tracked=True),
-    "untracked": Way("direct pod IP, untracked"),
-    "tc": Way("kproxy-ebpf, tc", daemon=True),
-    "beside": Way("kproxy-ebpf, tc, beside kube-proxy nftables", kube_proxy="nftables", daemon=True),
-    "nftables": Way("kube-proxy nftables", kube_proxy="nftables"),
-    "iptables": Way("kube-proxy iptables", kube_proxy="iptables"),
-}
-LOOPBACK = "loopback"
-LABELS = {LOOPBACK: "loopback, the ceiling"} | {name: way.label for name, way in WAYS.items()}
-BASELINE = "direct"
+NGINX = """daemon off; master_process off; worker_processes 1; pid {folder}/pid;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; keepalive_requests 1000000000;
+    server {{ listen {address}:{port}; location / {{ return 200 "hello\\n"; }} }}
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """From where to where requests go."""
+    """From where to where requests go. Every connection to `single` meets the same server."""
 
-    name: str
+    path: str
+    setting: str
     place: Namespace
     targets: tuple[str, ...]
-    port: int
+    single: str
+    through_service: bool
+
+    def port(self, name: str) -> int:
+        return PORTS[name].service if self.through_service else PORTS[name].server
 
 
-class ApiDaemon(Daemon):
-    """Our daemon, fed by the API server instead of a folder."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a site: how many `backends` its Service has, in how many server `pods` (several addresses each where there are
+    more backends than pods), through how many `vips`; `nodes` 2: the servers on another node than the client;
+    `outside`: nginx and iperf3 beside the first echo server.
+    """
 
-    kubeconfig: Path
+    pods: int = 3
+    backends: int = 3
+    vips: int = 1
+    nodes: int = 1
+    outside: bool = False
 
-    def arguments(self) -> list[str]:
-        words = super().arguments()
-        at = words.index("--manifests")
-        return [*words[:at], "--kubeconfig", str(self.kubeconfig), *words[at + 2 :]]
+
+class Site:
+    """One path, its nodes and pods; `start` and `wait` bring its proxies and its route into being."""
+
+    def __init__(self, world: World, path_name: str, setting: str, shape: Shape) -> None:
+        self.world, self.path, self.setting, self.shape = world, PATHS[path_name], setting, shape
+        self.nodes = [world.new_node() for _ in range(shape.nodes)]
+        self.client: Pod = self.nodes[0].pod("client")
+        self.client.sysctl(CLIENT)
+        self.server_pods = [self._server_pod(number) for number in range(shape.pods)]
+        self.addresses = self._addresses()
+        self._serve()
+        self.proxies: list[Proxy] = []
+        self.seconds_to_effect = 0.0
+        if self.path.tracked:
+            for node in self.nodes:
+                node.run(["nft", "-f", "-"], input=TRACKED)
+        self.vips, self.single = self._add_services() if self.path.balances else ((), self.addresses[0])
+
+    @property
+    def route(self) -> Route:
+        targets = self.vips or self.addresses
+        return Route(self.path.name, self.setting, self.client, targets, self.single, bool(self.vips))
+
+    @property
+    def ours(self) -> OurProxy | None:
+        return next((proxy for proxy in self.proxies if isinstance(proxy, OurProxy)), None)
+
+    def launch(self) -> None:
+        """Start the proxies of all nodes, and don't wait for them."""
+        for node in self.nodes if self.path.balances else ():
+            add_node_object(self.world.cluster, node)
+            if self.path.kube_proxy:
+                self.proxies.append(RealProxy(node, self.world.cluster, self.path.kube_proxy))
+            if self.path.settings is not None:
+                self.proxies.append(OurProxy(node, self.world.cluster, self.path.settings))
+        self._launched = time.monotonic()
+        for proxy in self.proxies:
+            proxy.launch()
+
+    def wait(self, seconds: float = SERVED_SECONDS) -> None:
+        """Until every VIP is served. Raises TimeoutError, RuntimeError."""
+        if not self.path.balances:
+            return
+        for vip in self.vips:
+            until(
+                lambda: load.answers(self.world.program, self.client, vip, PORTS[ECHO].service),  # noqa: B023
+                f"{vip} to be served by {self.path.name}",
+                seconds=max(1.0, self._launched + seconds - time.monotonic()),
+                pause=0.05,
+            )
+        self.seconds_to_effect = time.monotonic() - self._launched
+        for proxy in self.proxies:
+            if isinstance(proxy, OurProxy):
+                proxy.wait_ready()
+
+    def stop(self) -> None:
+        """End the proxies: what they have put in force stays."""
+        while self.proxies:
+            self.proxies.pop().stop()
+
+    def _server_pod(self, number: int) -> Pod:
+        return self.client if self.path.name == LOOPBACK else self.nodes[-1].pod(f"web{number}")
+
+    def _addresses(self) -> tuple[str, ...]:
+        if self.path.name == LOOPBACK:
+            return ("127.0.0.1",)
+        if self.shape.backends <= self.shape.pods:
+            return tuple(pod.ip4 for pod in self.server_pods[: self.shape.backends])
+        return tuple(self._further_address(number) for number in range(self.shape.backends))
+
+    def _further_address(self, number: int) -> str:
+        """Of a pod with many. Routed through the pod's own: the table of neighbours holds no thousand."""
+        index, host = number % self.shape.pods, number // self.shape.pods + 1
+        assert host <= LAST_OCTET_MAX
+        block = f"10.250.{len(self.world.lab.nodes) * self.shape.pods + index}"
+        if host == 1:
+            pod, node = self.server_pods[index], self.nodes[-1]
+            node.ip(f"route add {block}.0/24 via {pod.ip4} dev {pod.host_link} onlink")
+            pod.ip(f"route add local {block}.0/24 dev lo")
+        return f"{block}.{host}"
+
+    def _serve(self) -> None:
+        own = self.shape.backends <= self.shape.pods
+        for pod in self.server_pods[: len(self.addresses)]:
+            address = self.addresses[0] if self.path.name == LOOPBACK else pod.ip4 if own else "0.0.0.0"  # noqa: S104
+            self.world.servers.append(load.serve(self.world.program, pod, address, PORTS[ECHO].server))
+        if self.shape.outside:
+            self._serve_outside(self.server_pods[0], self.addresses[0])
+
+    def _serve_outside(self, pod: Pod, address: str) -> None:
+        folder = self.world.lab.folder / f"nginx-{pod.netns}"
+        folder.mkdir()
+        config = folder / "nginx.conf"
+        config.write_text(NGINX.format(folder=folder, address=address, port=PORTS[HTTP].server))
+        quiet = subprocess.DEVNULL
+        for command in (
+            ["nginx", "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(config)],
+            ["iperf3", "-s", "-B", address, "-p", str(PORTS[BULK].server)],
+        ):
+            process = pod.popen([*URGENT, *command], stdout=quiet, stderr=quiet, start_new_session=True)
+            self.world.servers.append(process)
+
+    def _add_services(self) -> tuple[tuple[str, ...], str]:
+        """The echo servers' VIPs, and the one of the outside tools' servers."""
+        vips = tuple(
+            self.world.add_service(f"web-{self.nodes[0].name}-{number}", self.addresses, ECHO_PORTS)
+            for number in range(self.shape.vips)
+        )
+        if not self.shape.outside:
+            return vips, vips[0]
+        return vips, self.world.add_service(f"one-{self.nodes[0].name}", self.addresses[:1], SINGLE_PORTS)
 
 
 @dataclass(slots=True)
 class World:
     lab: Lab
     cluster: ControlPlane
-    program: Path
-    routes: dict[str, Route] = field(default_factory=dict)
-    daemons: dict[str, ApiDaemon] = field(default_factory=dict)
-    kube_proxies: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    program: Path  # the load generator
+    sites: list[Site] = field(default_factory=list)
     servers: list[subprocess.Popen[str]] = field(default_factory=list)
+    keep: list[object] = field(default_factory=list)  # what must not be collected before the end
+    filled: int = 0
     service_count: int = 0
-    seconds_to_start: dict[str, float] = field(default_factory=dict)
+
+    def site(self, path: str, *, setting: str = "", shape: Shape = Shape()) -> Site:
+        """Its pods and servers are there when this returns, its Services at the API server; its proxies are not."""
+        site = Site(self, path, setting, shape)
+        self.sites.append(site)
+        return site
+
+    def start(self, sites: Sequence[Site], *, seconds: float = SERVED_SECONDS) -> None:
+        """All of them at once. Raises TimeoutError, RuntimeError."""
+        for site in sites:
+            site.launch()
+        for site in sites:
+            site.wait(seconds)
+
+    def new_node(self) -> Node:
+        node = self.lab.node(f"n{len(self.lab.nodes) + 1}")
+        node.sysctl(NODE)
+        return node
 
     def pin_servers(self, cores: Sequence[int]) -> None:
         for server in self.servers:
             os.sched_setaffinity(server.pid, cores)
 
-    def add_service(self, name: str, vip: str, endpoints: Sequence[str]) -> None:
-        ports = [
-            {"name": name, "port": SERVICE_PORT, "protocol": name.upper(), "targetPort": SERVER_PORT}
-            for name in ("tcp", "udp")
-        ]
-        service = {"metadata": {"name": name}, "spec": {"clusterIP": vip, "ports": ports}}
-        self.cluster.api("POST", object_path("Service"), service)
-        self.cluster.api("POST", object_path("EndpointSlice"), slice_of(name, endpoints))
+    def add_service(self, name: str, endpoints: Sequence[str], ports: dict[str, Port]) -> str:
+        """One that a site asks; its VIP."""
+        vip = str(FIRST_VIP + self.service_count - self.filled)
+        population.add_service(self.cluster, name, vip, endpoints, ports)
         self.service_count += 1
+        return vip
 
-    def grow(self, count: int) -> None:
-        """Add Services that nobody asks until there are `count`, and wait until every node serves the last one."""
-        while self.service_count < count - 1:
-            first = FIRST_ABSENT_ENDPOINT + BACKENDS * self.service_count
-            self.add_service(f"other-{self.service_count}", self.next_vip(), [str(first + i) for i in range(BACKENDS)])
-        if self.service_count < count:
-            vip = self.next_vip()
-            self.add_service(f"last-{count}", vip, self.routes[BASELINE].targets)
-            for name, way in WAYS.items():
-                if name in self.routes and way.balances:
-                    self.wait_served(self.routes[name].place, vip)
-
-    def wait_served(self, client: Namespace, vip: str) -> None:
-        until(
-            lambda: load.answers(self.program, client, vip, SERVICE_PORT),
-            f"{vip} to be served at {client.netns}",
-            seconds=SYNC_SECONDS,
-            pause=0.2,
-        )
-
-    def next_vip(self) -> str:
-        return str(FIRST_VIP + self.service_count)
-
-    def add_way(self, name: str) -> None:
-        """A node with its pods, Service, proxies, and its route; returns when requests pass."""
-        way = WAYS[name]
-        node = self.lab.node(name)
-        node.sysctl(NODE)
-        client = node.pod("client")
-        client.sysctl(CLIENT)
-        backends = [node.pod(f"web{number}") for number in range(BACKENDS)]
-        self.servers += [load.serve(self.program, pod, pod.ip4, SERVER_PORT) for pod in backends]
-        vip, addresses = self.next_vip(), tuple(pod.ip4 for pod in backends)
-        self.add_service(f"web-{name}", vip, addresses)
-        self._add_node_object(node)
-        if way.kube_proxy:
-            self.kube_proxies[name] = self._start_kube_proxy(node, way.kube_proxy)
-        if way.daemon:
-            self.daemons[name] = self._start_daemon(node)
-        if way.tracked:
-            node.run(["nft", "-f", "-"], input=TRACKED)
-        if way.balances:
-            self.routes[name] = Route(name, client, (vip,), SERVICE_PORT)
-            self.wait_served(client, vip)
-        else:
-            self.routes[name] = Route(name, client, addresses, SERVER_PORT)
-
-    def add_loopback(self) -> None:
-        pod: Pod = self.lab.nodes[BASELINE].pod("loopback")
-        pod.sysctl(CLIENT)
-        self.servers.append(load.serve(self.program, pod, "127.0.0.1", SERVER_PORT))
-        self.routes[LOOPBACK] = Route(LOOPBACK, pod, ("127.0.0.1",), SERVER_PORT)
-
-    def _add_node_object(self, node: Node) -> None:
-        """kube-proxy wants its Node, with an address."""
-        self.cluster.api("POST", object_path("Node"), {"metadata": {"name": node.name}})
-        status = {"addresses": [{"type": "InternalIP", "address": node.ip4}]}
-        self.cluster.api("PATCH", f"{object_path('Node', node.name)}/status", {"status": status})
-
-    def _start_kube_proxy(self, node: Node, mode: str) -> subprocess.Popen[str]:
-        folder = self.lab.folder / f"kube-proxy-{node.name}"
-        folder.mkdir()
-        config = {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "clientConnection": {"kubeconfig": str(self.cluster.kubeconfig())},
-            "hostnameOverride": node.name,
-            "mode": mode,
-            "clusterCIDR": "10.244.0.0/16",
-            "conntrack": {"maxPerCore": 0},
-        }
-        folder.joinpath("config.yaml").write_text(yaml.safe_dump(config))
-        with folder.joinpath("log").open("w") as log:
-            command = [str(self.cluster.programs / "kube-proxy"), f"--config={folder / 'config.yaml'}"]
-            return node.popen(command, stdout=log, stderr=subprocess.STDOUT)
-
-    def _start_daemon(self, node: Node) -> ApiDaemon:
-        daemon = ApiDaemon(node)
-        daemon.kubeconfig = self.cluster.kubeconfig()
-        begin = time.monotonic()
-        daemon.start()
-        self.seconds_to_start[f"{node.name}: compile, load, first sync"] = time.monotonic() - begin
-        return daemon
-
-
-def slice_of(service: str, endpoints: Sequence[str], *, ready: bool = True) -> dict[str, Any]:
-    """A hand-written EndpointSlice of `service`."""
-    return {
-        "metadata": {"name": f"{service}-1", "labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4",
-        "ports": [{"name": name, "port": SERVER_PORT, "protocol": name.upper()} for name in ("tcp", "udp")],
-        "endpoints": [{"addresses": [address], "conditions": {"ready": ready}} for address in endpoints],
-    }
+    def fill(self, count: int) -> None:
+        """Add Services that nobody asks, of one absent endpoint each, until there are `count` in all."""
+        missing = count - self.service_count
+        if missing > 0:
+            population.fill(self.cluster, range(self.filled, self.filled + missing), 1)
+            self.filled += missing
+            self.service_count += missing
 
 
 @contextmanager
-def world(names: Sequence[str]) -> Iterator[World]:
-    """Build it, with the paths of `names` (and the baseline); all is gone when the block ends."""
+def world() -> Iterator[World]:
+    """An empty one; all is gone when the block ends."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
         cluster = stack.enter_context(ControlPlane(lab.net, lab.folder / "control-plane"))
-        made = World(lab, cluster, load.build())
-        for name in (BASELINE, *(name for name in WAYS if name in names and name != BASELINE)):
-            made.add_way(name)
-        if LOOPBACK in names:
-            made.add_loopback()
-        yield made
+        yield World(lab, cluster, load.build())

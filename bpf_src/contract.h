@@ -8,14 +8,15 @@
  * The sources are compiled once per address family. ADDRESS_WORDS (1 for IPv4, 4 for IPv6) is the only thing that the
  * family changes in these structures.
  *
- * Change a structure here: change its twin, and raise SCHEMA, so that a newer daemon replaces the maps instead of misreading them.
+ * Change a structure here: change its twin. A newer daemon carries the entries of older maps over by field name, so a field
+ * whose meaning changes gets another name (kproxy_ebpf/datapath/layout.py).
  */
 #ifndef KPROXY_CONTRACT_H
 #define KPROXY_CONTRACT_H
 
 #include <linux/types.h>
 
-#define SCHEMA 2
+#define SCHEMA_BYTES 16384
 
 struct address {
 	__be32 words[ADDRESS_WORDS];
@@ -24,6 +25,7 @@ struct address {
 enum direction {
 	FROM_POD = 0,
 	TO_POD = 1,
+	AT_SOCKET = 2,	/* no packet yet: what a pod's socket asks for */
 };
 
 /* What happened to a packet: the drop reason, the counter's index and the event's code. */
@@ -44,7 +46,8 @@ enum verdict {
 	VERDICT_DROPPED_TRAFFIC_POLICY = 13,	/* endpoints exist, but the traffic policy admits none */
 	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
 	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
-	VERDICT_COUNT = 16,
+	VERDICT_CONNECTED = 16,			/* a socket's connection or first datagram, led to a backend before any packet */
+	VERDICT_COUNT = 17,
 };
 
 /* How a packet of a pod was sent on while SWITCH_REDIRECT is set: the index in `ways`. For each way of the stack, why. */
@@ -187,6 +190,31 @@ struct host_flow {
 	__u32 created_seconds;	/* CLOCK_MONOTONIC */
 };
 
+/*
+ * connections, peers: sockets' storage. Whom a socket talks to through a VIP; with backend_id 0 (in `peers` only) the VIP is left
+ * to the programs at the link. An entry of `peers` without a port is free.
+ *
+ * Kept stable: a socket's storage can't be carried over to a map of another shape.
+ */
+#define PEERS_MAX 8
+
+struct peer {
+	struct address vip;
+	struct address backend;
+	__be16 vip_port_be;
+	__be16 backend_port_be;
+	__u32 backend_id;
+	__u32 epoch;	/* of the backend when it was chosen */
+	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
+};
+
+/* What the iterator over `connections` writes of each socket. */
+struct listed_socket {
+	__u64 cookie;
+	__u32 backend_id;
+	__u32 epoch;
+};
+
 /* affinity: which backend a client's connections to a Service port go to. */
 struct affinity_key {
 	struct address client;
@@ -218,6 +246,8 @@ struct settings {
 	__u32 events_level;	/* enum events_level */
 	__u32 switches;		/* enum settings_switches */
 	__u64 host_netns_cookie;	/* of the host's network namespace, whose sockets are left alone */
+	__u32 datagrams_since_seconds;	/* CLOCK_MONOTONIC: before, a socket's first datagram seen may not be its first */
+	__u32 pad;
 };
 
 /* What new connections meet. Those that exist go on as they began, whatever is switched. */
@@ -225,6 +255,7 @@ enum settings_switches {
 	SWITCH_TC = 1 << 0,		/* the programs at a pod's link balance */
 	SWITCH_SOCKET = 1 << 1,		/* the programs at connect() balance */
 	SWITCH_REDIRECT = 1 << 2,	/* packets are forwarded past the host's stack where that is safe */
+	SWITCH_UDP_STAYS = 1 << 3,	/* the host may translate UDP of a tuple that is not known yet: leave it there */
 };
 
 enum events_level {
@@ -253,6 +284,11 @@ struct event {
 	__u32 pad;
 };
 
+/* schema: one element, the layouts of all maps that stand beside it, as text; written once, by the loader. */
+struct schema {
+	char text[SCHEMA_BYTES];
+};
+
 #define ADDRESS_BYTES (4 * ADDRESS_WORDS)
 #define ASSERT_OFFSET(type, field, bytes) \
 	_Static_assert(__builtin_offsetof(struct type, field) == (bytes), #type "." #field " has moved")
@@ -275,12 +311,16 @@ ASSERT_OFFSET(pod_link, pod, 32);
 ASSERT_SIZE(pod_link, ADDRESS_BYTES + 40);
 ASSERT_SIZE(pod, 12);
 ASSERT_SIZE(host_flow, 8);
+ASSERT_OFFSET(peer, vip_port_be, 2 * ADDRESS_BYTES);
+ASSERT_OFFSET(peer, backend_id, 2 * ADDRESS_BYTES + 4);
+ASSERT_SIZE(peer, 2 * ADDRESS_BYTES + 16);
+ASSERT_SIZE(listed_socket, 16);
 ASSERT_SIZE(affinity_key, ADDRESS_BYTES + 4);
 ASSERT_SIZE(affinity, 16);
 ASSERT_SIZE(source_range_key, ADDRESS_BYTES + 8);
 ASSERT_SIZE(counter, 16);
 ASSERT_OFFSET(settings, host_netns_cookie, 8);
-ASSERT_SIZE(settings, 16);
+ASSERT_SIZE(settings, 24);
 ASSERT_OFFSET(event, verdict, 88);
 ASSERT_SIZE(event, 96);
 

@@ -14,10 +14,9 @@ static __always_inline void put_address(__be32 *words, const struct address *add
 		words[i] = i < ADDRESS_WORDS ? address->words[i] : 0;
 }
 
-static __always_inline void tell(const struct packet *packet, enum verdict verdict)
+static __always_inline void tell(const struct tuple *from, const struct tuple *to, enum verdict verdict, __u32 ifindex,
+				 __u32 bytes)
 {
-	const struct tuple *from = &packet->tuple;
-	const struct tuple *to = packet->translated ? &packet->to : from;
 	struct event *event = events.ringbuf_reserve(sizeof(struct event));
 
 	if (!event)
@@ -31,10 +30,10 @@ static __always_inline void tell(const struct packet *packet, enum verdict verdi
 	event->destination_port_be = from->destination_port_be;
 	event->to_source_port_be = to->source_port_be;
 	event->to_destination_port_be = to->destination_port_be;
-	event->ifindex = packet->ifindex;
-	event->bytes = packet->skb->len;
+	event->ifindex = ifindex;
+	event->bytes = bytes;
 	event->verdict = verdict;
-	event->protocol = packet->protocol;
+	event->protocol = from->protocol;
 	event->direction = from->direction;
 	event->family = IP_FAMILY;
 	event->pad = 0;
@@ -52,5 +51,6 @@ static __always_inline void observe(const struct packet *packet, enum verdict ve
 		counter->bytes += packet->skb->len;
 	}
 	if (live && live->events_level > (is_steady(verdict) ? EVENTS_NOTABLE : EVENTS_OFF))
-		tell(packet, verdict);
+		tell(&packet->tuple, packet->translated ? &packet->to : &packet->tuple, verdict, packet->ifindex,
+		     packet->skb->len);
 }

@@ -29,6 +29,7 @@
 #include "reject.h"
 #include "stages.h"
 #include "way.h"
+#include "socket.h"
 
 int from_pod(struct __sk_buff *skb)
 {

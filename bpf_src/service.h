@@ -73,23 +73,25 @@ static __always_inline __u32 affine_backend(const struct frontend *frontend, con
 
 static __always_inline __u32 pick_backend(const struct frontend *frontend, const struct tuple *tuple)
 {
-	__u32 number = frontend->flags & FRONTEND_MAGLEV ? tuple_hash(tuple) : bpf_get_prandom_u32();
+	/* A socket's port may have yet to be chosen: then any number is as good as its hash. */
+	bool by_hash = frontend->flags & FRONTEND_MAGLEV && tuple->source_port_be;
+	__u32 number = by_hash ? tuple_hash(tuple) : bpf_get_prandom_u32();
 	__u32 index = frontend->slot_base + (__u32)(((__u64)number * frontend->slot_count) >> 32);
 	__u32 *backend_id = slots.lookup(&index);
 
 	return backend_id ? *backend_id : 0;
 }
 
-static __always_inline struct choice choose_backend(const struct packet *packet, __u32 now)
+/* A backend of `frontend`, which is that of the tuple's destination; NULL where there is none. */
+static __always_inline struct choice choose_from(const struct frontend *frontend, const struct tuple *tuple, __u32 now)
 {
-	const struct frontend *frontend = find_frontend(&packet->tuple);
 	struct choice choice = {};
 
 	if (!frontend) {
-		choice.verdict = is_vip(&packet->tuple) ? VERDICT_REJECTED_UNDEFINED_PORT : VERDICT_UNTOUCHED;
+		choice.verdict = is_vip(tuple) ? VERDICT_REJECTED_UNDEFINED_PORT : VERDICT_UNTOUCHED;
 		return choice;
 	}
-	if (frontend->flags & FRONTEND_SOURCE_RANGES && !in_source_range(frontend, &packet->tuple)) {
+	if (frontend->flags & FRONTEND_SOURCE_RANGES && !in_source_range(frontend, tuple)) {
 		choice.verdict = VERDICT_DROPPED_SOURCE_RANGE;
 		return choice;
 	}
@@ -100,12 +102,12 @@ static __always_inline struct choice choose_backend(const struct packet *packet,
 	}
 	choice.verdict = VERDICT_BALANCED;
 	if (!frontend->affinity_seconds) {
-		choice.backend_id = pick_backend(frontend, &packet->tuple);
+		choice.backend_id = pick_backend(frontend, tuple);
 		return choice;
 	}
 
-	struct affinity_key key = { .client = packet->tuple.source, .service_id = frontend->service_id };
-	choice.backend_id = affine_backend(frontend, &key, now) ?: pick_backend(frontend, &packet->tuple);
+	struct affinity_key key = { .client = tuple->source, .service_id = frontend->service_id };
+	choice.backend_id = affine_backend(frontend, &key, now) ?: pick_backend(frontend, tuple);
 	struct backend *backend = backends.lookup(&choice.backend_id);
 	if (backend) {
 		struct affinity used = {
@@ -116,6 +118,11 @@ static __always_inline struct choice choose_backend(const struct packet *packet,
 		affinity.update(&key, &used);
 	}
 	return choice;
+}
+
+static __always_inline struct choice choose_backend(const struct tuple *tuple, __u32 now)
+{
+	return choose_from(find_frontend(tuple), tuple, now);
 }
 
 /* May the entry that stands at our reply's key be replaced? It is what is left of this very connection, or it is over. */

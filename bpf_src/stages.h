@@ -49,17 +49,30 @@ static __always_inline enum fate fate_of(const struct packet *packet, const stru
 	return state == BACKEND_GONE ? FLOW_IS_RESET : FLOW_GOES_ON;
 }
 
+/*
+ * While the host's UDP flows are still being taken over (adopt.py), a datagram that no flow is known for may be of one of
+ * them: it stays what it is, and so do all that follow it.
+ */
+static __always_inline bool stays_with_host(const struct packet *packet, const struct choice *choice)
+{
+	return packet->protocol == IPPROTO_UDP && choice->verdict == VERDICT_BALANCED && is_on(SWITCH_UDP_STAYS);
+}
+
 /* The first packet of a flow, or one that belongs to none. */
 static __always_inline enum verdict begin_flow(struct packet *packet)
 {
-	if (packet->protocol != IPPROTO_UDP && !is_syn(packet))
+	if (packet->protocol != IPPROTO_UDP && !is_syn(packet)) {
+		hand_to_predecessor(packet);
 		return VERDICT_MIDSTREAM;
+	}
 
 	__u32 now = now_seconds();
 	struct choice choice = { .verdict = VERDICT_UNTOUCHED };
 	if (is_on(SWITCH_TC))
-		choice = choose_backend(packet, now);
-	if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
+		choice = choose_backend(&packet->tuple, now);
+	if (stays_with_host(packet, &choice))
+		choice = (struct choice){ .verdict = VERDICT_TRANSLATED };
+	else if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
 		choice.verdict = VERDICT_TRANSLATED;
 	else if (choice.verdict != VERDICT_BALANCED)
 		return choice.verdict;
@@ -101,8 +114,10 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 static __always_inline enum verdict verdict_to_pod(struct packet *packet)
 {
 	struct flow *flow = find_flow(packet);
-	if (!flow)
+	if (!flow) {
+		hand_to_predecessor(packet);
 		return VERDICT_UNTOUCHED;
+	}
 
 	__u32 now = now_seconds();
 	return is_expired(flow, now) ? VERDICT_UNTOUCHED : continue_flow(packet, flow, now);

@@ -3,6 +3,7 @@
 #
 #   hack/setup.sh        what `kproxy-ebpf` itself needs
 #   hack/setup.sh dev    the tools of the tests too
+#   hack/setup.sh bench  what is measured against, too
 #
 # Only what is missing is installed: a second run needs neither the network nor root, and takes a moment.
 set -euo pipefail
@@ -12,9 +13,13 @@ cd "$(dirname "$0")/.."
 python=/usr/bin/python3 # Debian's: the bcc module is built for this one only
 packages=(python3-venv python3-bpfcc libbpf1 iproute2)
 extra=""
-if [[ ${1:-} == dev ]]; then
+if [[ ${1:-} == dev || ${1:-} == bench ]]; then
     packages+=(bpftool conntrack nftables iptables openssl gcc libc6-dev ca-certificates)
+    packages+=(curl bind9-dnsutils musl-tools nginx redis-tools) # real programs that the tests let talk to Services
     extra="[dev]"
+fi
+if [[ ${1:-} == bench ]]; then
+    packages+=(nginx-light apache2-utils iperf3)
 fi
 
 install_packages() {
@@ -31,7 +36,7 @@ install_packages() {
         die "the packages ${missing[*]} are missing and have other names outside Debian: install their counterparts first"
     ((EUID == 0)) || die "packages are missing, and only root can install them: apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # no service of theirs is started
     apt-get -o DPkg::Lock::Timeout=300 update || die "apt-get update failed: is the network reachable?"
     apt-get -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends "${missing[@]}" ||
         die "apt-get could not install ${missing[*]}"

@@ -41,6 +41,11 @@ class Mode(StrEnum):
         """Whether the programs at the pods' links translate new connections."""
         return self in (Mode.TC, Mode.HYBRID)
 
+    @property
+    def has_sockets(self) -> bool:
+        """Whether the programs at connect() translate new connections, where the node can have them."""
+        return self in (Mode.SOCKET, Mode.HYBRID)
+
 
 class Forwarding(StrEnum):
     """Who forwards a packet once it is translated: the host's stack, or the programs themselves."""

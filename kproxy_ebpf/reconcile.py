@@ -50,7 +50,8 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Sync:
     """One batch that is in the maps. `programming_seconds` are counted from each slice's trigger time to now;
-    `pending` Services are still to come.
+    `pending` Services are still to come. `without_local` counts, by family, the frontends that drop for want of an
+    endpoint on this node.
     """
 
     duration_seconds: float
@@ -58,6 +59,7 @@ class Sync:
     pending: int
     writes: Mapping[int, TableWrites]
     programming_seconds: Sequence[float]
+    without_local: Mapping[int, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -273,7 +275,8 @@ class Reconciler:
         batch, self._batch = self._batch, Batch()
         self.last_sync = self._wall_clock()
         latencies = [self.last_sync - trigger for trigger in batch.trigger_times]
-        self._observer.synced(Sync(batch.seconds, batch.services, len(self._dirty), batch.writes, latencies))
+        without = {tables.family: tables.without_local_endpoints() for tables in self._tables}
+        self._observer.synced(Sync(batch.seconds, batch.services, len(self._dirty), batch.writes, latencies, without))
         if not self._full:
             self._retry_seconds = 0.0
 

@@ -31,6 +31,9 @@ async def follow(generation: Generation, *, every: bool, as_json: bool) -> None:
             click.echo(json.dumps(row) if as_json else event_line(row))
 
 
+NO_LINK = 0  # what a socket asked for, before there is a packet
+
+
 class LinkNames:
     """Names of this network namespace's links; looked up anew for one not seen before."""
 
@@ -39,7 +42,7 @@ class LinkNames:
 
     def name(self, ifindex: int) -> str:
         if ifindex not in self._names:
-            self._names = {ifindex: f"#{ifindex}"} | dict(socket.if_nameindex())
+            self._names = {ifindex: f"#{ifindex}"} | dict(socket.if_nameindex()) | {NO_LINK: "socket"}
         return self._names[ifindex]
 
 

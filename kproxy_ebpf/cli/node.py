@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,16 +47,26 @@ def monitor(bpffs: Path, output: str, every: bool) -> None:
 
 @click.command()
 @bpffs_option
-def cleanup(bpffs: Path) -> None:
-    """Detach and unpin all that is ours; kube-proxy serves the pods from then on."""
+@option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="How long open connections may take to end before they break; new ones are kube-proxy's at once.",
+)
+def cleanup(bpffs: Path, drain_seconds: float) -> None:
+    """Take all that is ours away; kube-proxy serves from then on.
+
+    The way that breaks nothing: mode off, wait until `status` shows no links, stop the daemon, then this.
+    """
     from kproxy_ebpf.cli.cleaning import clean
 
-    click.echo(clean(bpffs))
+    click.echo(clean(bpffs, drain_seconds, partial(click.echo, err=True)))
 
 
 @click.command()
 def demo() -> None:
-    """Show a small cluster on this machine: pods in network namespaces reach a Service."""
+    """Show a small cluster of network namespaces at work."""
     from kproxy_ebpf.lab.demo import run
 
     run()

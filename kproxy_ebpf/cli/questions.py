@@ -17,8 +17,9 @@ from kproxy_ebpf.errors import KproxyError, UsageError
 @metrics_address_option
 @output_option
 def explain(service: str, metrics_address: str, output: str) -> None:
-    """Tell which endpoints a Service's frontends use from this node, and which rule left the others out.
+    """Tell which endpoints of a Service are used here, and why.
 
+    For each frontend: which endpoints pods of this node reach, by which rule, and which rule leaves each other one out.
     Asks the running daemon. Exit code 69: it does not answer; 66: it knows no such Service.
     """
     from kproxy_ebpf.cli.asking import ask_explanation
@@ -47,7 +48,7 @@ def explain(service: str, metrics_address: str, output: str) -> None:
 @metrics_address_option
 @output_option
 def trace(source: str, destination: str, bpffs: Path, metrics_address: str, output: str) -> None:
-    """Tell what would become of the first packet of a connection, and why.
+    """Tell where a pod's packet would go, and why.
 
     Runs the pinned programs on it, whether or not the daemon runs. Nothing is sent, and no flow or affinity stays
     behind; the verdict's counter counts the packet, and a `monitor` shows it on link lo.

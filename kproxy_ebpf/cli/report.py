@@ -80,8 +80,11 @@ def _setting_text(value: object) -> str:
 
 
 def _complaints(daemon: Mapping[str, Any], health: Mapping[str, Any] | None) -> Iterator[str]:
-    for topic in ("errors", "problems"):
-        yield from (health or {}).get(topic, {}).values()
+    """/healthz names a few refused objects, the status file all of them: each is told once."""
+    told = {**(health or {}).get("errors", {}), **(health or {}).get("problems", {})}
+    if daemon.get("refused"):
+        told.pop("refused", None)
+    yield from told.values()
     for refused in daemon.get("refused", ()):
         yield f"{refused['object']} is refused: {refused['reason']}"
     for conflict in daemon.get("conflicts", ()):

@@ -82,7 +82,7 @@ def flows(bpffs: Path, output: str, limit: int | None) -> None:
 @bpffs_option
 @output_option
 def status(bpffs: Path, output: str) -> None:
-    """Tell how this node is doing: daemon, settings, tables, verdicts, refused objects."""
+    """Tell how this node is doing: daemon, tables, refused objects."""
     from kproxy_ebpf.cli.report import node_report, report_lines
 
     report = node_report(bpffs)

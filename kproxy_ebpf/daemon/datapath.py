@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import structlog
 
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.sockets import Sockets
+from kproxy_ebpf.datapath.adopt import adopted, insert
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.contract import FlowState, Switches
-from kproxy_ebpf.datapath.flows import FlowRecord, read_flows
+from kproxy_ebpf.datapath.conntrack import tracked
+from kproxy_ebpf.datapath.contract import Switches
+from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
 from kproxy_ebpf.datapath.pod_links import Kind, PodLinkTable
 from kproxy_ebpf.errors import NodeError
@@ -23,12 +28,15 @@ from kproxy_ebpf.plan.tables import Capacities, Tables
 
 log = structlog.get_logger(__name__)
 
+UDP_SECONDS = 120  # after that without a datagram no UDP flow is known any more, neither here nor by the host
+
 
 class Datapath:
     """One generation. Make it with `prepare`; it serves pods from `take_over` on."""
 
-    def __init__(self, generation: Generation, method: Method, capacities: Capacities) -> None:
+    def __init__(self, generation: Generation, method: Method, capacities: Capacities, cgroup: Path | None) -> None:
         self.generation = generation
+        self.sockets = Sockets(generation, cgroup)
         self._capacities = capacities
         self.attacher = Attacher(generation, method)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
@@ -39,12 +47,13 @@ class Datapath:
     @classmethod
     async def prepare(cls, options: Options) -> Datapath:
         """Adopt what is pinned, or compile and load. Raises NodeError, LoadError."""
+        require_kernel()
         began = time.monotonic()
         generation = await asyncio.to_thread(ensure, options.bpffs, options.constants)
         what = "adopted" if generation.is_current else "built"
         log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
         sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
-        return cls(generation, Method(options.attach), Capacities(**sizes))
+        return cls(generation, Method(options.attach), Capacities(**sizes), options.cgroup)
 
     @property
     def is_ready(self) -> bool:
@@ -57,9 +66,17 @@ class Datapath:
 
     def _take_over(self) -> None:
         self.attacher.prune()
+        self.generation.inherit()
         self.generation.activate()
         self.attacher.swap(self.generation)
+        if self.sockets.is_attached:
+            self.sockets.attach()
         self.generation.retire_others()
+
+    @property
+    def switches(self) -> Switches:
+        """What new connections meet."""
+        return self._live.switches()
 
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began.
@@ -71,6 +88,28 @@ class Datapath:
                 with PodLinkTable(self.generation, family) as table:
                     table.unsettle(Kind.UNRECORDED)
         self._live.switch(switches)
+
+    def offer_sockets(self) -> None:
+        """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""
+        if self.sockets.host_cookie:
+            self._live.set_host(self.sockets.host_cookie)
+        if not self.sockets.is_attached:
+            self._live.begin_datagrams(now_seconds() + UDP_SECONDS)
+        self.sockets.attach()
+
+    def adopt_udp(self) -> int:
+        """Make flows of what the host translates of UDP; return how many. Raises OSError.
+
+        Datagrams that passed the programs before they were last switched are in the host's table when it is read.
+        """
+        wait_for_packets_under_way()
+        return sum(self._adopt_udp(family) for family in FAMILIES)
+
+    def _adopt_udp(self, family: int) -> int:
+        connections = [each for each in tracked(family) if each.original.protocol == Protocol.UDP]
+        if not connections:
+            return 0
+        return insert(self.generation, family, adopted(family, self._maps[family].read(), connections))
 
     def tables(self) -> list[Tables]:
         """The planner's mirror of the tables, as they are now."""
@@ -84,6 +123,7 @@ class Datapath:
     def apply(self, family: int, writes: TableWrites) -> None:
         """Perform writes; see reconcile.TableWriter."""
         self._maps[family].apply(writes)
+        self.sockets.note(family, writes.backend_states)
 
     def reading(self) -> DatapathReading:
         """What the maps say now, for metrics."""
@@ -93,34 +133,23 @@ class Datapath:
 
     def has_live_flows(self) -> bool:
         """Whether any connection still needs the programs."""
-        return any(is_live(flow) for family in FAMILIES for flow in read_flows(self.generation, family))
+        return any(True for family in FAMILIES for _ in live_connections(self.generation, family))
 
     def require_pins(self) -> None:
         """Raises NodeError where somebody removed what is pinned."""
         if not (self.generation.is_current and self.generation.is_complete):
             raise NodeError(f"pins are missing in {self.generation.path}: the next start builds them anew")
 
+    def retire_aged(self) -> None:
+        """See Generation."""
+        self.generation.retire_aged()
+
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
+        self.sockets.close()
         self._counters.close()
         self._ways.close()
         self._live.close()
         for maps in self._maps.values():
             maps.close()
-
-
-ESTABLISHED_SECONDS = 432_000
-CLOSING_SECONDS = 3_600
-OTHER_SECONDS = 210
-
-
-def is_live(flow: FlowRecord) -> bool:
-    """Whether a packet of this flow may still come and need the programs: not before their own time-outs, which are no
-    longer.
-    """
-    if flow.state is FlowState.CLOSED:
-        return False
-    if flow.tuple.protocol != Protocol.TCP or flow.state is FlowState.NEW:
-        return flow.idle_seconds <= OTHER_SECONDS
-    return flow.idle_seconds <= (CLOSING_SECONDS if flow.state is FlowState.CLOSING else ESTABLISHED_SECONDS)

@@ -64,6 +64,8 @@ class Reports(Observer):
         for family, writes in sync.writes.items():
             for table, count in write_counts(writes).items():
                 self.metrics.map_writes.labels(table=f"{table}_v{family}").inc(count)
+        for family, count in sync.without_local.items():
+            self.metrics.without_local.labels(traffic_policy="internal", ip_family=f"IPv{family}").set(count)
         if not sync.pending:
             self.metrics.endpoint_pending.set(0)
             self.metrics.service_pending.set(0)

@@ -1,4 +1,6 @@
-"""Which links carry the programs: all pods' links; in mode off, until the last flow has ended, and then none."""
+"""Which links carry the programs: all pods' links in modes tc and hybrid; in modes off and socket, until the last flow
+has ended, and then none.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from kproxy_ebpf.config import Forwarding, Settings, SettingsKeeper
+from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.short_cut import ShortCut
 from kproxy_ebpf.datapath.contract import Switches
@@ -20,16 +22,24 @@ log = structlog.get_logger(__name__)
 DRAIN_SECONDS = 5.0
 
 
-def switches_of(settings: Settings) -> Switches:
-    """What the programs are told of the settings. Mode socket is served at tc until there are programs at connect()."""
-    switches = Switches.TC if settings.mode.is_on else Switches(0)
-    if settings.mode.is_on and settings.forwarding is Forwarding.REDIRECT:
-        switches |= Switches.REDIRECT
-    return switches
+_SWITCHES = {
+    Mode.OFF: Switches(0),
+    Mode.TC: Switches.TC,
+    Mode.SOCKET: Switches.SOCKET,
+    Mode.HYBRID: Switches.TC | Switches.SOCKET,
+}
+_AT_LINKS = Switches.TC | Switches.REDIRECT
+
+
+def switches_of(settings: Settings, *, has_sockets: bool) -> Switches:
+    """What the programs are told of the settings. Where there is no socket fast path, tc does its job."""
+    mode = Mode.TC if settings.mode.has_sockets and not has_sockets else settings.mode
+    redirects = mode.is_on and settings.forwarding is Forwarding.REDIRECT
+    return _SWITCHES[mode] | (Switches.REDIRECT if redirects else Switches(0))
 
 
 class Pods:
-    """`run` attaches and detaches, `drain` waits for flows to end in mode off, `guard` looks after what is there."""
+    """`links` attaches and detaches, `follow` does what the settings say, `guard` looks after what is there."""
 
     def __init__(
         self,
@@ -43,48 +53,81 @@ class Pods:
         self._failures = metrics.attach_failures
         self.short_cut = ShortCut(datapath.generation, self._is_redirecting, health)
         self._drained = not self.is_on and not datapath.has_live_flows()
-        self._switched = asyncio.Event()
+        self._changed_settings = asyncio.Event()
+        self.switched = asyncio.Event()  # the settings of the start are in force
         self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed, self.short_cut.stir)
         metrics.attached_links.set_function(lambda: len(self.links.attached))
-        datapath.switch(switches_of(keeper.current))
         keeper.listen(self._on_settings)
 
     @property
     def is_on(self) -> bool:
-        """Whether new connections need the programs."""
-        return self._keeper.current.mode.is_on
+        """Whether new connections need the programs at the links."""
+        return bool(self._wanted & _AT_LINKS)
+
+    @property
+    def _wanted(self) -> Switches:
+        return switches_of(self._keeper.current, has_sockets=self._datapath.sockets.problem is None)
 
     def _is_redirecting(self) -> bool:
-        return Switches.REDIRECT in switches_of(self._keeper.current)
+        return Switches.REDIRECT in self._wanted
 
     async def forward(self) -> None:
         """Keep what the programs know of pods' addresses and of the host's connections; for ever."""
         await self.short_cut.run(self.links)
 
-    async def drain(self) -> None:
-        """In mode off, take the programs off as soon as no flow needs them; for ever."""
+    async def follow(self) -> None:
+        """Switch as the settings say; take the programs off links as soon as no flow needs them; for ever."""
         while True:
+            await self._switch()
+            if self._changed_settings.is_set():
+                continue
+            self.switched.set()
             if not self.is_on and not self._drained:
                 has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
                 if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
                     self._drained = True
                     self.links.reconsider()
-                    log.info("mode off: the last flow has ended, programs are taken off")
-            self._switched.clear()
+                    log.info("the last flow has ended, programs are taken off")
             try:
                 async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):
-                    await self._switched.wait()
+                    await self._changed_settings.wait()
             except TimeoutError:
                 continue
 
+    async def _switch(self) -> None:
+        """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
+        those that speak while programs are attached and they are being looked for stay with the host.
+        """
+        self._changed_settings.clear()
+        self._offer_sockets()
+        wanted, present = self._wanted, self._datapath.switches
+        has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
+        self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)
+        if wanted & Switches.TC:
+            await self.links.ready.wait()
+            await asyncio.to_thread(self._datapath.adopt_udp)
+        self._datapath.switch(wanted)
+
     async def guard(self, period_seconds: float) -> None:
-        """Put back programs that somebody took off a link. Raises NodeError when pins are missing: the next start
-        builds them anew.
+        """Put back programs that somebody took off a link; retire what an upgrade had to leave. Raises NodeError when
+        pins are missing: the next start builds them anew.
         """
         while True:
             await asyncio.sleep(period_seconds)
             await asyncio.to_thread(self._datapath.require_pins)
+            await asyncio.to_thread(self._datapath.retire_aged)
+            before = self._datapath.sockets.problem
+            self._offer_sockets()
+            if self._datapath.sockets.problem != before:
+                self._changed_settings.set()
             self.links.reconsider()
+
+    def _offer_sockets(self) -> None:
+        """The socket programs come with the first mode that wants them, and stay."""
+        sockets, wants = self._datapath.sockets, self._keeper.current.mode.has_sockets
+        if wants or sockets.is_attached:
+            self._datapath.offer_sockets()
+        self._health.problem("sockets", sockets.problem if wants else None)
 
     def admits(self, link: str) -> bool:
         return not self._drained and self._keeper.current.is_pod_interface(link)
@@ -92,8 +135,7 @@ class Pods:
     def _on_settings(self, _: SettingsKeeper) -> None:
         if self.is_on:
             self._drained = False
-        self._datapath.switch(switches_of(self._keeper.current))
-        self._switched.set()
+        self._changed_settings.set()
         self.links.reconsider()
         self.short_cut.stir()
 

@@ -20,6 +20,7 @@ from kproxy_ebpf.observe.health import Health
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 5.0
+NO_LINK = 0
 CROWDED = 0.9  # the kernel begins to evict a little before a table is full: each CPU keeps free entries back
 
 
@@ -35,11 +36,15 @@ def crowded(swept: dict[int, Swept]) -> str | None:
 
 
 def sweep_and_settle(generation: Generation, family: int) -> Swept:
-    """Sweep, and tell the programs which links have no flows: packets there need no look-up. Raises OSError."""
+    """Sweep, and tell the programs which links have no flows: packets there need no look-up. Raises OSError.
+
+    While there are flows of links that nobody knows (adopted ones, or of an earlier version), any link may have them.
+    """
     with PodLinkTable(generation, family) as table:
         made = table.made(Kind.FLOWS)
-        swept = sweep(generation, family, unsettled=made.keys())
-        table.settle(Kind.FLOWS, {ifindex: count for ifindex, count in made.items() if ifindex not in swept.links})
+        swept = sweep(generation, family, unsettled=made.keys() | {NO_LINK})
+        if NO_LINK not in swept.links:
+            table.settle(Kind.FLOWS, {ifindex: count for ifindex, count in made.items() if ifindex not in swept.links})
         return swept
 
 

@@ -278,13 +278,16 @@ class LinkInfo:
 
 
 class Link(Descriptor):
-    """A TCX link: the attachment lives as long as a descriptor or a pin of it."""
+    """A program's place at a network device (TCX) or a cgroup: it lives as long as a descriptor or a pin of it."""
 
     @classmethod
-    def create(cls, program: Program, ifindex: int, attach_type: int) -> Self:
-        """Attach behind whatever is there. Raises OSError (EINVAL where the kernel has no TCX)."""
-        about = f"{program.name} at interface {ifindex}"
-        return cls(call("bpf_link_create", about, program.fd, ifindex, attach_type, None), about)
+    def create(cls, program: Program, target: int, attach_type: int) -> Self:
+        """Attach behind whatever is at `target`, an interface's index or a cgroup's descriptor.
+
+        Raises OSError (EINVAL where the kernel has no TCX).
+        """
+        about = f"{program.name} at {target}"
+        return cls(call("bpf_link_create", about, program.fd, target, attach_type, None), about)
 
     @property
     def info(self) -> LinkInfo:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from kproxy_ebpf.datapath.headers import headers_tree
@@ -18,20 +17,10 @@ _LINES_TOLD = 20
 _SECONDS = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """Pinned names of the maps that were not taken over from the previous generation, and of those among them that can
-    hold all entries of their namesake there.
-    """
-
-    fresh: frozenset[str]
-    copyable: frozenset[str]
-
-
-def build(source: Source, folder: Path, previous: Path | None) -> Built:
+def build(source: Source, folder: Path, previous: Path | None) -> None:
     """Compile `source` for both families, load it and pin everything in `folder`, an empty generation.
 
-    Maps of equal shape and schema are taken over from `previous`. Raises LoadError with the compiler's or the
+    Maps of equal shape and layout are taken over from `previous`. Raises LoadError with the compiler's or the
     verifier's last words, NodeError without headers or bcc.
     """
     order = {
@@ -40,13 +29,13 @@ def build(source: Source, folder: Path, previous: Path | None) -> Built:
         "previous": str(previous) if previous else None,
         "parent": os.getpid(),
     }
-    result = json.loads(_run_child(json.dumps(order), headers_tree()))
-    return Built(frozenset(result["fresh"]), frozenset(result["copyable"]))
+    _run_child(json.dumps(order), headers_tree())
 
 
-def _run_child(order: str, headers: Path) -> str:
+def _run_child(order: str, headers: Path) -> None:
+    # -P: of the daemon's own version, not of one that happens to be in the working directory.
     environment = os.environ | {"BCC_KERNEL_SOURCE": str(headers)}
-    command = [sys.executable, "-m", "kproxy_ebpf.datapath.build_child"]
+    command = [sys.executable, "-P", "-m", "kproxy_ebpf.datapath.build_child"]
     try:
         child = subprocess.run(
             command, input=order, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False
@@ -54,7 +43,7 @@ def _run_child(order: str, headers: Path) -> str:
     except subprocess.TimeoutExpired:
         raise LoadError(f"the programs could not be compiled within {_SECONDS} s") from None
     if child.returncode == 0:
-        return child.stdout
+        return
     if "No module named 'bcc'" in child.stderr:
         raise NodeError("the Python module bcc is missing: apt install python3-bpfcc (not the bcc on PyPI)")
     words = "\n".join(_telling(child.stderr)[-_LINES_TOLD:])

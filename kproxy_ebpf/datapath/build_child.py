@@ -1,9 +1,8 @@
 """The child process that compiles, loads and pins: the only place that imports bcc, which costs 200 MB with its LLVM.
 
 Reads one JSON object on standard input: `texts` ({family: C text}), `folder` (the new generation, with empty maps/ and
-programs/), `previous` (the generation in force, or null) and `parent` (its pid). Writes {"fresh": [pinned names],
-"copyable": [pinned names]}, see build.Built. Exits with 1 where something can't be compiled or loaded; the compiler's
-and the verifier's words are on standard error.
+programs/), `previous` (the generation in force, or null) and `parent` (its pid). Exits with 1 where something can't be
+compiled or loaded; the compiler's and the verifier's words are on standard error.
 """
 
 from __future__ import annotations
@@ -20,36 +19,34 @@ from typing import Any
 from bcc import BPF
 from bcc.libbcc import lib
 
-from kproxy_ebpf.datapath.bpf import LRU_HASH, Map, MapInfo, Program
+from kproxy_ebpf.datapath.bpf import Map, MapInfo, Program
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    LISTING_FUNCTION,
+    LISTING_PROGRAM,
     PROGRAMS,
-    SCHEMA,
     SERVICE_TABLES,
     SHARED_MAPS,
+    SOCKET_PROGRAMS,
     ProgramIndex,
     pinned_name,
 )
+from kproxy_ebpf.datapath.kernel import lists_sockets
+from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
 
-_NEVER_TAKEN_OVER = ("programs", "schema")  # tail calls stay within one generation
 _WARNINGS = ["-Wno-macro-redefined", "-Wno-unused-function", "-Wno-address-of-packed-member"]  # of BCC's own headers
 _PR_SET_PDEATHSIG = 1
-_FIRST = struct.pack("=I", 0)
+_TRACING = 26  # BPF_PROG_TYPE_TRACING
 
 
 def main() -> None:
     order = json.load(sys.stdin)
     _die_with(order["parent"])
     folder = Path(order["folder"])
-    old = _readable_maps(Path(order["previous"])) if order["previous"] else {}
-    result: dict[str, list[str]] = {"fresh": [], "copyable": []}
+    old = _maps_of_our_layout(Path(order["previous"])) if order["previous"] else {}
     for family, text in order["texts"].items():
-        fresh, copyable = _build(text, int(family), folder, old)
-        result["fresh"] += sorted(fresh)
-        result["copyable"] += sorted(copyable)
-    with Map.open(folder / "maps/schema") as schema:
-        schema.update(_FIRST, struct.pack("=I", SCHEMA))
-    json.dump(result, sys.stdout)
+        _build(text, int(family), folder, old)
+    write_layouts(folder)
 
 
 def _die_with(parent: int) -> None:
@@ -59,8 +56,8 @@ def _die_with(parent: int) -> None:
         sys.exit("the parent is gone")
 
 
-def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> tuple[set[str], set[str]]:
-    """Compile, take maps over, load and pin one family. Returns the names of fresh and of copyable maps."""
+def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> None:
+    """Compile, take maps over, load and pin one family."""
     maps, programs = folder / "maps", folder / "programs"
     already = {path.name for path in maps.iterdir()}
     module = BPF(text=text.encode(), cflags=_WARNINGS)  # makes and pins the maps
@@ -68,12 +65,9 @@ def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> tuple[s
     made = {pinned: name for pinned, name in names.items() if pinned not in already}
     shapes = {pinned: _info(maps / pinned) for pinned in made}
 
-    taken = _interchangeable(made, shapes, old)
-    for pinned in taken:
+    for pinned in _interchangeable(made, shapes, old):
         _take_over(module, made[pinned], old[pinned], maps / pinned)
     _load(module, programs, family, maps / pinned_name("programs", family))
-    fresh = made.keys() - taken
-    return fresh, {pinned for pinned in fresh if pinned in old and _can_hold(shapes[pinned], old[pinned].info)}
 
 
 def _interchangeable(made: dict[str, str], shapes: dict[str, MapInfo], old: dict[str, Map]) -> set[str]:
@@ -82,12 +76,7 @@ def _interchangeable(made: dict[str, str], shapes: dict[str, MapInfo], old: dict
     service_tables = {pinned for pinned, name in made.items() if name in SERVICE_TABLES}
     if not service_tables <= equal:
         equal -= service_tables
-    return {pinned for pinned in equal if made[pinned] not in _NEVER_TAKEN_OVER}
-
-
-def _can_hold(new: MapInfo, old: MapInfo) -> bool:
-    """Whether all entries of `old` can be copied; an LRU map makes room."""
-    return new.entry == old.entry and (new.type == LRU_HASH or new.max_entries >= old.max_entries)
+    return equal
 
 
 def _take_over(module: Any, name: str, old: Map, pin: Path) -> None:
@@ -101,7 +90,11 @@ def _take_over(module: Any, name: str, old: Map, pin: Path) -> None:
 
 
 def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
-    programs = {name: Program(os.dup(module.load_func(name.encode(), BPF.SCHED_CLS).fd), name) for name in PROGRAMS}
+    programs = {name: _loaded(module, name, BPF.SCHED_CLS) for name in PROGRAMS}
+    for name, hook in SOCKET_PROGRAMS[family].items():
+        programs[name] = _loaded(module, name, BPF.CGROUP_SOCK_ADDR, attach_type=hook)
+    if lists_sockets():
+        programs[LISTING_PROGRAM] = _loaded(module, LISTING_FUNCTION, _TRACING)
     for name, program in programs.items():
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:
@@ -109,13 +102,17 @@ def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
             prog_array.update(struct.pack("=I", index), struct.pack("=I", programs[index.name.lower()].fd))
 
 
-def _readable_maps(generation: Path) -> dict[str, Map]:
-    """The maps of another generation by pinned name; none if its schema is not ours."""
-    try:
-        maps = {path.name: Map.open(path) for path in (generation / "maps").iterdir()}
-        return maps if maps["schema"].lookup(_FIRST) == struct.pack("=I", SCHEMA) else {}
-    except (OSError, KeyError):
-        return {}
+def _loaded(module: Any, name: str, type_: int, **options: Any) -> Program:
+    return Program(os.dup(module.load_func(name.encode(), type_, **options).fd), name)
+
+
+def _maps_of_our_layout(generation: Path) -> dict[str, Map]:
+    """Another generation's maps, by pinned name, whose entries this version would write the same. Prog arrays are never
+    among them: tail calls stay within one generation.
+    """
+    theirs, pins = read_layouts(generation), generation / "maps"
+    same = (name for name, entry in own_layouts().items() if theirs.get(name) == entry and (pins / name).exists())
+    return {name: Map.open(pins / name) for name in same}
 
 
 def _info(pin: Path) -> MapInfo:

@@ -7,21 +7,29 @@ tests/unit/test_contract.py compares the two halves.
 
 from __future__ import annotations
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cache
+from typing import Any
 
 from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 
 __all__ = [
     "FAMILY_MAPS",
+    "FLOW_TABLES",
+    "LINK_HOOKS",
+    "LISTING_FUNCTION",
+    "LISTING_PROGRAM",
     "PROGRAMS",
-    "SCHEMA",
+    "SCHEMA_BYTES",
     "SERVICE_TABLES",
     "SHARED_MAPS",
+    "SOCKET_PROGRAMS",
+    "STORAGES",
     "BackendFlags",
     "BackendState",
+    "CgroupHook",
     "Counter",
     "Direction",
     "Event",
@@ -31,27 +39,79 @@ __all__ = [
     "FrontendFlags",
     "HostFlow",
     "Layouts",
+    "ListedSocket",
     "Pod",
     "ProgramIndex",
+    "Schema",
     "Settings",
     "Standing",
     "Switches",
     "Verdict",
     "Way",
     "address_bytes",
+    "entries",
     "layouts",
     "pinned_name",
 ]
 
-SCHEMA = 2
+SCHEMA_BYTES = 16384
+
+
+class CgroupHook(IntEnum):
+    """Of enum bpf_attach_type (linux/bpf.h), those where the socket programs are attached."""
+
+    CONNECT4 = 10
+    CONNECT6 = 11
+    SENDMSG4 = 14
+    SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
+    GETPEERNAME4 = 29
+    GETPEERNAME6 = 30
+
 
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
 """The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
 
+SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
+    4: {
+        "connect": CgroupHook.CONNECT4,
+        "connect_mapped": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG4,
+        "recvmsg": CgroupHook.RECVMSG4,
+        "recvmsg_mapped": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME4,
+        "getpeername_mapped": CgroupHook.GETPEERNAME6,
+    },
+    6: {
+        "connect": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG6,
+        "recvmsg": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME6,
+    },
+}
+"""By family: the functions in socket.h that are programs, and the hook that each is made for."""
+
+LISTING_PROGRAM, LISTING_FUNCTION = "list_sockets", "bpf_iter__bpf_sk_storage_map"
+"""The program that lists what is in `connections`, where the kernel can, and its function in socket.h: BCC asks for
+that name.
+"""
+
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 """Point at one another: only all of them together can be taken over from another generation."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, "flows", "affinity", "pod_links", "pods", "host_flows", "programs")
+FLOW_TABLES = ("flows", "affinity")
+"""Written by the programs."""
+
+FORWARDING_TABLES = ("pod_links", "pods", "host_flows")
+"""What the daemon has learned of the pods of this node, and what began the host's way."""
+
+PEERS_MAX = 8
+
+STORAGES = ("connections", "peers")
+"""What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
+
+FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, *FORWARDING_TABLES, "programs", "predecessor", *STORAGES)
 SHARED_MAPS = ("counters", "ways", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
@@ -68,6 +128,11 @@ class ProgramIndex(IntEnum):
 class Direction(IntEnum):
     FROM_POD = 0
     TO_POD = 1
+    AT_SOCKET = 2
+
+
+LINK_HOOKS = (Direction.FROM_POD, Direction.TO_POD)
+"""Where packets are met."""
 
 
 class Verdict(IntEnum):
@@ -89,6 +154,7 @@ class Verdict(IntEnum):
     DROPPED_TRAFFIC_POLICY = 13
     DROPPED_SOURCE_RANGE = 14
     DROPPED_INTERNAL = 15
+    CONNECTED = 16
 
 
 class Way(IntEnum):
@@ -131,6 +197,7 @@ class Switches(IntFlag):
     TC = 1 << 0
     SOCKET = 1 << 1
     REDIRECT = 1 << 2
+    UDP_STAYS = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +213,7 @@ class Layouts:
     AffinityKey: type[Structure]
     Affinity: type[Structure]
     SourceRangeKey: type[Structure]
+    Peer: type[Structure]
     PodLink: type[Structure]
 
 
@@ -186,8 +254,22 @@ class Counter(Structure):
     _fields_ = (("packets", c_uint64), ("bytes", c_uint64))
 
 
+class ListedSocket(Structure):
+    _fields_ = (("cookie", c_uint64), ("backend_id", c_uint32), ("epoch", c_uint32))
+
+
 class Settings(Structure):
-    _fields_ = (("events_level", c_uint32), ("switches", c_uint32), ("host_netns_cookie", c_uint64))
+    _fields_ = (
+        ("events_level", c_uint32),
+        ("switches", c_uint32),
+        ("host_netns_cookie", c_uint64),
+        ("datagrams_since_seconds", c_uint32),
+        ("pad", c_uint32),
+    )
+
+
+class Schema(Structure):
+    _fields_ = (("text", c_char * SCHEMA_BYTES),)
 
 
 class Event(Structure):
@@ -275,6 +357,16 @@ def layouts(family: int) -> Layouts:
         SourceRangeKey=_structure(
             "SourceRangeKey", ("prefix_bits", c_uint32), ("service_id", c_uint32), ("client", address)
         ),
+        Peer=_structure(
+            "Peer",
+            ("vip", address),
+            ("backend", address),
+            ("vip_port_be", be16),
+            ("backend_port_be", be16),
+            ("backend_id", c_uint32),
+            ("epoch", c_uint32),
+            ("last_used_seconds", c_uint32),
+        ),
         PodLink=_structure(
             "PodLink",
             ("ifindex", c_uint32),
@@ -287,3 +379,28 @@ def layouts(family: int) -> Layouts:
             ("pad", c_uint16),
         ),
     )
+
+
+def entries(family: int) -> dict[str, tuple[Any, Any]]:
+    """The types of keys and values of each map that another generation may take over or read, by its C name.
+
+    What is not here (prog arrays, `schema`) belongs to one generation for good.
+    """
+    these = layouts(family)
+    return {
+        "frontends": (these.FrontendKey, these.Frontend),
+        "slots": (c_uint32, c_uint32),
+        "backends": (c_uint32, these.Backend),
+        "source_ranges": (these.SourceRangeKey, c_uint32),
+        "flows": (these.Tuple, these.Flow),
+        "affinity": (these.AffinityKey, these.Affinity),
+        "connections": (c_uint32, these.Peer),
+        "peers": (c_uint32, _structure("Peers", *((f"peer{number}", these.Peer) for number in range(PEERS_MAX)))),
+        "pod_links": (c_uint32, these.PodLink),
+        "pods": (c_uint8 * address_bytes(family), Pod),
+        "host_flows": (these.Tuple, HostFlow),
+        "counters": (c_uint32, Counter),
+        "ways": (c_uint32, Counter),
+        "settings": (c_uint32, Settings),
+        "events": (c_uint32, Event),
+    }

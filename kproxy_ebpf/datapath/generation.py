@@ -4,28 +4,50 @@
     BPFFS/kproxy-ebpf/<digest>/programs/…    from_pod_v4, …
     BPFFS/kproxy-ebpf/current                a symbolic link to the generation in force
     BPFFS/kproxy-ebpf/new-<digest>           one being built, or what a killed build left
+    BPFFS/kproxy-ebpf/old-<digest>           one that had to make way for another of its name
 
-The way from one to the next, which no packet notices: `ensure` builds it beside, taking maps over or copying them;
-the caller fills the tables if it is not `ready`, calls `activate`, swaps the attached programs, and then calls
-`retire_others`.
+The way from one to the next, which no packet notices: `ensure` builds it beside, taking maps over or copying service
+tables; the caller fills these if it is not `ready`, calls `inherit` and `activate`, swaps the attached programs, and
+then calls `retire_others`. Every step may be repeated by another process, if this one is killed.
+
+Flow tables that could not be taken over are copied by `inherit`. What the programs before learn until they are swapped
+is theirs alone, so from then on the new ones hand packets of no known flow to them (the prog array `predecessor`),
+until `retire_others` has fetched the rest.
 """
 
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+import struct
+import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
+import structlog
+
 from kproxy_ebpf.datapath import bpffs
-from kproxy_ebpf.datapath.bpf import ARRAY, NO_EXIST, Map, Program
-from kproxy_ebpf.datapath.build import FAMILIES, Built, build
-from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SERVICE_TABLES, SHARED_MAPS, pinned_name
+from kproxy_ebpf.datapath.bpf import Map, Program
+from kproxy_ebpf.datapath.build import FAMILIES, build
+from kproxy_ebpf.datapath.carry import carry_flows, carry_service_tables, fetch_flows, shares_flows
+from kproxy_ebpf.datapath.contract import (
+    FAMILY_MAPS,
+    LINK_HOOKS,
+    PROGRAMS,
+    SHARED_MAPS,
+    SOCKET_PROGRAMS,
+    pinned_name,
+)
 from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
 from kproxy_ebpf.errors import LoadError
 
+log = structlog.get_logger(__name__)
+
+KEPT_SECONDS = 432_000
+"""How long programs whose flows can't be carried over go on serving them: the longest time-out of a flow."""
+
 _CURRENT = "current"
-_NEW = "new-"
+_NEW, _OLD = "new-", "old-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +58,6 @@ class Generation:
 
     path: Path
     ready: bool = field(default=True, compare=False)
-    fresh: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def digest(self) -> str:
@@ -58,8 +79,14 @@ class Generation:
     def is_complete(self) -> bool:
         """Whether every pin is there."""
         maps = {pinned_name(name, family) for name in FAMILY_MAPS for family in FAMILIES} | {*SHARED_MAPS}
-        programs = {pinned_name(name, family) for name in PROGRAMS for family in FAMILIES}
+        programs = {pinned_name(name, family) for family in FAMILIES for name in (*PROGRAMS, *SOCKET_PROGRAMS[family])}
         return maps <= _names(self.path / "maps") and programs <= _names(self.path / "programs")
+
+    @property
+    def _serves(self) -> bool:
+        """Whether its programs at the links are still pinned; it may be of another version and have other maps."""
+        programs = {pinned_name(hook.name.lower(), family) for hook in LINK_HOOKS for family in FAMILIES}
+        return programs <= _names(self.path / "programs")
 
     @property
     def is_current(self) -> bool:
@@ -75,24 +102,68 @@ class Generation:
         link.symlink_to(self.digest)
         link.rename(self.root / _CURRENT)
 
-    def retire_others(self) -> None:
-        """Remove all other generations, once no attached program is theirs.
+    def inherit(self) -> None:
+        """Learn the flows of the generation in force, and let its programs have the packets of those not known here.
 
-        Flows that their programs made after `ensure` had copied the table are carried over now.
+        For the moment before `activate`.
         """
-        for other in _generations(self.root):
-            if other.name == self.digest:
-                continue
-            if self.ready:
-                for pinned in _flow_tables() & self.fresh:
-                    _add_missing(other / "maps" / pinned, self.path / "maps" / pinned)
-            shutil.rmtree(other)
+        before = _in_force(self.root)
+        if before is None or before == self:
+            return  # `predecessor` is as an earlier attempt left it
+        carry_flows(before.path, self.path)
+        if shares_flows(before.path, self.path):
+            older = [other for other in self._others() if other != before]
+            self._hand_on_to(older[0] if older else None)
+        else:
+            self._hand_on_to(before)
+
+    def retire_others(self) -> None:
+        """Remove all other generations, once no attached program is theirs, and all that they know of flows is here.
+
+        Of those whose flows can't be carried over the newest stays: its programs serve them until `retire_aged`, or
+        until the next has to stay.
+        """
+        others = self._others()
+        unread = [other for other in others if not fetch_flows(other.path, self.path)]
+        kept = unread[0] if unread else None
+        self._hand_on_to(kept)
+        for other in others:
+            if other != kept:
+                shutil.rmtree(other.path)
+        if kept is not None:
+            log.warning(
+                "flows stay with the programs that made them", generation=kept.digest, days=KEPT_SECONDS / 86400
+            )
+
+    def retire_aged(self) -> None:
+        """Remove what has been kept for longer than a flow lives."""
+        others = self._others()
+        if others and time.time() - _made_at(self) > KEPT_SECONDS:
+            self._hand_on_to(None)
+            for other in others:
+                shutil.rmtree(other.path)
+
+    def _others(self) -> list[Generation]:
+        """All other generations, the newest first."""
+        folders = [path for path in self.root.iterdir() if not path.is_symlink() and (path / "maps").is_dir()]
+        others = [Generation(path) for path in folders if path != self.path]
+        return sorted(others, key=_made_at, reverse=True)
+
+    def _hand_on_to(self, generation: Generation | None) -> None:
+        """Let another generation's programs, as far as they are still pinned, have the packets of no known flow."""
+        for family, direction in product(FAMILIES, LINK_HOOKS):
+            index = struct.pack("=I", direction)
+            with self.map("predecessor", family) as predecessor:
+                if generation is None or not generation._serves:
+                    predecessor.delete(index)
+                    continue
+                with generation.program(direction.name.lower(), family) as program:
+                    predecessor.update(index, struct.pack("=I", program.fd))
 
 
 def current(bpffs_folder: Path) -> Generation | None:
     """The generation in force, whether or not a daemon runs; None where there is none."""
-    link = bpffs_folder / bpffs.ROOT / _CURRENT
-    return Generation(link.parent / link.readlink()) if link.is_symlink() and link.exists() else None
+    return _in_force(bpffs_folder / bpffs.ROOT)
 
 
 def ensure(bpffs_folder: Path, constants: Constants, sources: Path | None = None) -> Generation:
@@ -122,15 +193,17 @@ def _build_beside(root: Path, source: Source, previous: Generation | None) -> Ge
     try:
         for name in ("", "maps", "programs"):
             (folder / name).mkdir(mode=0o700)
-        built = build(source, folder, previous.path if previous else None)
-        ready = previous is not None and _carry_over(built, previous.path, folder)
+        build(source, folder, previous.path if previous else None)
         _check_complete(Generation(folder))
-        shutil.rmtree(done, ignore_errors=True)  # never in force, or incomplete
+        ready = previous is not None and carry_service_tables(previous.path, folder)
+        if done.exists():  # never in force, incomplete, or one that still serves flows of its own
+            shutil.rmtree(root / f"{_OLD}{source.digest}", ignore_errors=True)
+            done.rename(root / f"{_OLD}{source.digest}")
         folder.rename(done)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Generation(done, ready, built.fresh)
+    return Generation(done, ready)
 
 
 def _check_complete(generation: Generation) -> None:
@@ -138,42 +211,15 @@ def _check_complete(generation: Generation) -> None:
         raise LoadError(f"not everything was pinned in {generation.path}: the C sources do not fit this version")
 
 
-def _carry_over(built: Built, previous: Path, folder: Path) -> bool:
-    """Copy what could not be taken over. Returns whether the service tables are complete, and flows with them."""
-    service_tables = {pinned_name(name, family) for name in SERVICE_TABLES for family in FAMILIES}
-    if not service_tables & built.fresh <= built.copyable:
-        return False
-    for pinned in (service_tables & built.fresh) | (_flow_tables() & built.copyable):
-        _copy(previous / "maps" / pinned, folder / "maps" / pinned)
-    return True
-
-
-def _copy(source: Path, target: Path) -> None:
-    with Map.open(source) as old, Map.open(target) as new:
-        for keys, values in old.chunks():
-            if old.info.type != ARRAY or any(values):  # arrays are mostly empty
-                new.update_batch(keys, values)
-
-
-def _add_missing(source: Path, target: Path) -> None:
-    """Copy the entries that `target` lacks, if the two are different maps of one layout."""
-    if not source.exists():
-        return
-    with Map.open(source) as old, Map.open(target) as new:
-        if old.info.id == new.info.id or old.info.entry != new.info.entry:
-            return
-        for key, value in old.items():
-            with suppress(FileExistsError):
-                new.update(key, value, NO_EXIST)
-
-
-def _flow_tables() -> set[str]:
-    return {pinned_name(name, family) for name in ("flows", "affinity") for family in FAMILIES}
-
-
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def _generations(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if not path.is_symlink() and (path / "maps").is_dir()]
+def _in_force(root: Path) -> Generation | None:
+    link = root / _CURRENT
+    return Generation(root / link.readlink()) if link.is_symlink() and link.exists() else None
+
+
+def _made_at(generation: Generation) -> float:
+    """When its maps were pinned, in seconds since 1970."""
+    return (generation.path / "maps").stat().st_mtime

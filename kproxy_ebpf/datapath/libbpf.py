@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_link_create": (c_int, c_int, c_int, c_void_p),
     "bpf_link_update": (c_int, c_int, c_void_p),
     "bpf_link_detach": (c_int,),
+    "bpf_iter_create": (c_int,),
     "libbpf_num_possible_cpus": (),
     "ring_buffer__epoll_fd": (c_void_p,),
     "ring_buffer__consume": (c_void_p,),
@@ -53,6 +54,19 @@ class MapCreateOptions(ctypes.Structure):
 
 class BatchOptions(ctypes.Structure):
     _fields_ = (("size", c_size_t), ("element_flags", c_uint64), ("flags", c_uint64))
+
+
+class LinkCreateOptions(ctypes.Structure):
+    """The head of struct bpf_link_create_opts for an iterator: `iter_info` points to its map's descriptor."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("flags", c_uint32),
+        ("iter_info", POINTER(c_uint32)),
+        ("iter_info_size", c_uint32),
+        ("target_btf_id", c_uint32),
+        ("others", c_uint64 * 4),
+    )
 
 
 class TestRunOptions(ctypes.Structure):
@@ -117,6 +131,19 @@ class LinkInfoStruct(ctypes.Structure):
         ("program_id", c_uint32),
         ("pad", c_uint32),
         ("ifindex", c_uint32),
+        ("attach_type", c_uint32),
+    )
+
+
+class CgroupLinkInfoStruct(ctypes.Structure):
+    """struct bpf_link_info of a link to a cgroup. `cgroup_id` is 0 once that is gone."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("program_id", c_uint32),
+        ("pad", c_uint32),
+        ("cgroup_id", c_uint64),
         ("attach_type", c_uint32),
     )
 

@@ -49,10 +49,11 @@ class PodLinks:
         self._heard: deque[tuple[float, LinkChange]] = deque()
         self._stale = False
         self._wake = asyncio.Event()
-        self.ready = asyncio.Event()  # the links that existed at the start have been dealt with
+        self.ready = asyncio.Event()  # the links that existed at the start, or when asked to reconsider, are dealt with
 
     def reconsider(self) -> None:
-        """Look at all links again."""
+        """Look at all links again; `ready` says when that is done."""
+        self.ready.clear()
         self._stale = True
         self._wake.set()
 
@@ -101,10 +102,9 @@ class PodLinks:
             self._known[change.ifindex] = change.name
         else:
             self._known.pop(change.ifindex, None)
-            self.failed.pop(change.ifindex, None)
         is_attached = change.ifindex in self.attached
         if not self._is_pod(change.ifindex):
-            if is_attached:
+            if is_attached or change.ifindex in self.failed:
                 await self._detach(change.ifindex)
         elif is_attached:
             self.attached[change.ifindex] = change.name
@@ -121,7 +121,8 @@ class PodLinks:
             method = await asyncio.to_thread(self._attacher.attach, ifindex)
         except (OSError, NodeError) as error:
             if getattr(error, "errno", None) == errno.ENODEV:
-                return  # gone again; its removal follows
+                await self._detach(ifindex)  # gone again, and what was pinned until then would outlive it
+                return
             self.failed[ifindex] = str(error)
             self._on_failed()
             log.warning(
@@ -136,12 +137,13 @@ class PodLinks:
         self._on_stir()
 
     async def _detach(self, ifindex: int) -> None:
-        name = self.attached.get(ifindex, "")
+        name = self.attached.get(ifindex) or self._known.get(ifindex, "")
         try:
             await asyncio.to_thread(self._attacher.detach, ifindex)
         except OSError as error:
             log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
         else:
             self.attached.pop(ifindex, None)
+            self.failed.pop(ifindex, None)
             self._on_stir()
             log.info("programs taken off", link=name, ifindex=ifindex)

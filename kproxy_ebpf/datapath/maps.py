@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -115,6 +116,18 @@ class LiveSettings:
         """From now on new connections meet this."""
         with self._array.words() as words:
             words[_word("switches")] = switches
+
+    def set_host(self, netns_cookie: int) -> None:
+        """Which network namespace is the host's, before sockets are switched on. Raises OSError."""
+        with self._array.words() as words:
+            low, high = netns_cookie & 0xFFFFFFFF, netns_cookie >> 32
+            first = _word("host_netns_cookie")
+            words[first], words[first + 1] = (low, high) if sys.byteorder == "little" else (high, low)
+
+    def begin_datagrams(self, since_seconds: int) -> None:
+        """From when on (CLOCK_MONOTONIC) a datagram of a socket that none was seen of is the first of its flow."""
+        with self._array.words() as words:
+            words[_word("datagrams_since_seconds")] = since_seconds
 
     def switches(self) -> Switches:
         with self._array.words() as words:

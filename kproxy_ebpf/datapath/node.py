@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kproxy_ebpf.datapath import bpffs, libbpf
+from kproxy_ebpf.datapath.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.datapath.headers import find_headers
-from kproxy_ebpf.datapath.kernel import kernel_version
+from kproxy_ebpf.datapath.kernel import OLDEST, kernel_version, lists_sockets
 from kproxy_ebpf.datapath.source import source_folder
 from kproxy_ebpf.errors import NodeError
 
-_MIN_KERNEL = (5, 10)
 _TCX_KERNEL = (6, 6)
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
-_SO_NETNS_COOKIE = 71
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +45,9 @@ def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
         _tcx,
         _cgroup,
         _netns_cookie,
+        _socket_lists,
     ]
     return [check() for check in checks]
-
-
-def cgroup2_mount(mounts: Path = Path("/proc/self/mounts")) -> Path | None:
-    """Where cgroup v2 is mounted: never assumed, for hybrid layouts put it in a subfolder."""
-    for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        _, folder, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), folder))
-    return None
 
 
 def _privileges() -> Check:
@@ -71,8 +60,8 @@ def _privileges() -> Check:
 
 
 def _kernel() -> Check:
-    ok = kernel_version() >= _MIN_KERNEL
-    return Check("kernel", ok, os.uname().release, f"Linux {_MIN_KERNEL[0]}.{_MIN_KERNEL[1]} or later is needed")
+    ok = kernel_version() >= OLDEST
+    return Check("kernel", ok, os.uname().release, f"Linux {OLDEST[0]}.{OLDEST[1]} or later is needed")
 
 
 def _bpffs(folder: Path) -> Check:
@@ -130,8 +119,13 @@ def _cgroup() -> Check:
 def _netns_cookie() -> Check:
     consequence = "no socket fast path: host sockets can't be told apart"
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            (cookie,) = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
-    except OSError as error:
-        return Check("netns cookie", False, f"{error.strerror} (since Linux 5.14)", consequence, required=False)
-    return Check("netns cookie", True, str(cookie), consequence, required=False)
+        return Check("netns cookie", True, str(netns_cookie()), consequence, required=False)
+    except NodeError as error:
+        return Check("netns cookie", False, str(error), consequence, required=False)
+
+
+def _socket_lists() -> Check:
+    ok = lists_sockets()
+    detail = "the kernel has them" if ok else "since Linux 5.12, with BTF"
+    consequence = "open sockets of the fast path outlast their backend until the application gives up"
+    return Check("socket lists", ok, detail, consequence, required=False)

@@ -1,7 +1,7 @@
 """Which address is behind which pod link: what the host itself would go by, never what a packet says.
 
-Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, and ports with
-a link-layer address behind them; that of the pod's own end is read in the pod's network namespace, since a bridge
+Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, and ports
+with a link-layer address behind them; that of the pod's own end is read in the pod's network namespace, since a bridge
 forgets what it has learned when packets pass it by.
 """
 

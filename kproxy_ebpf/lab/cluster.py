@@ -4,8 +4,9 @@
 
     client ═ eth0 ── vethclient ═ node1 ═ eth0 ── bridge in the namespace "net" ── eth0 ═ node2 ═ vethweb ── eth0 ═ web
 
-Node N has 10.200.0.N and fd00:200::N; its pods have 10.244.N.2… and fd00:244:N::2…. The namespace `Lab.net` is the
-world outside: every node's default route ends there. Nothing is made in the machine's own namespace.
+Node N has 10.200.0.N and fd00:200::N; its pods have 10.244.N.2… and fd00:244:N::2…. Their sockets belong to a cgroup of
+the node. The namespace `Lab.net` is the world outside: every node's default route ends there. Nothing is made in the
+machine's own namespace.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from kproxy_ebpf.lab import netns, registry
+from kproxy_ebpf.lab.cgroups import NodeCgroup
 from kproxy_ebpf.lab.netns import Namespace
 
 # No router speaks, and nobody is here whom an address could duplicate. Each is added with nodad too: without, it is
@@ -48,7 +50,7 @@ class Pod(Namespace):
     """A pod. `host_link` is the name of its link's host side, in the node's namespace."""
 
     def __init__(self, node: Node, name: str, number: int, mtu: int) -> None:
-        super().__init__(f"{node.netns}-{name}", name, QUICK)
+        super().__init__(f"{node.netns}-{name}", name, QUICK, node.cgroup)
         self.node = node
         self.ip4 = str(node.pod_cidr4[number])
         self.ip6 = str(node.pod_cidr6[number])
@@ -70,7 +72,8 @@ class Node(Namespace):
     """A node with an uplink `eth0` to the other nodes and to the world outside."""
 
     def __init__(self, lab: Lab, name: str, number: int, cidrs: tuple[str, str], cni: Cni, mtu: int) -> None:
-        super().__init__(f"{lab.prefix}-{name}", name, NODE)
+        self.cgroup: NodeCgroup = NodeCgroup(lab.cgroup / name)
+        super().__init__(f"{lab.prefix}-{name}", name, NODE, self.cgroup)
         self.lab = lab
         self.cni = cni
         self.ip4, self.ip6 = f"10.200.0.{number}", f"fd00:200::{number}"
@@ -158,6 +161,7 @@ class Lab:
         self.run_id = registry.claim()
         self.prefix = f"{registry.PREFIX}-{self.run_id}"
         self.folder = registry.RUNS / self.run_id
+        self.cgroup = registry.cgroup_of(self.run_id)
         self.nodes: dict[str, Node] = {}
         self.net = Namespace(f"{self.prefix}-net", "net", OUTSIDE)
         self.net.ip(
@@ -187,6 +191,7 @@ class Lab:
         for node in self.nodes.values():
             for namespace in (*node.pods.values(), node):
                 namespace.close()
+            node.cgroup.close()
         self.net.close()
         registry.release(self.run_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +24,16 @@ START_SECONDS = 100  # the first start compiles
 
 
 class Daemon:
-    """``kproxy-ebpf run`` on `node`, pins in a bpffs of its own. As a context manager: running inside the block."""
+    """``kproxy-ebpf run`` on `node`, pins in a bpffs of its own. As a context manager: running inside the block.
+
+    `environment` is added to this process's: with PYTHONPATH another version of the package runs at the next start,
+    with KPROXY_BPF_SOURCE other programs.
+    """
 
     def __init__(self, node: Node, *, flags: Sequence[str] = (), settings: Mapping[str, str] | None = None) -> None:
         self.node = node
         self.flags = list(flags)
+        self.environment: dict[str, str] = {}
         self.folder = node.lab.folder / node.name
         self.bpffs = self.folder / "bpffs"
         self.bpffs.mkdir(parents=True)
@@ -48,13 +54,14 @@ class Daemon:
         return [
             *(str(COMMAND), "run", "--node-name", self.node.name),
             *("--manifests", str(self.manifests.folder), "--config", str(self.config_path)),
-            *("--bpffs", str(self.bpffs), *self.flags),
+            *("--bpffs", str(self.bpffs), "--cgroup", str(self.node.cgroup.folder), *self.flags),
         ]
 
     def launch(self) -> None:
         """Start the process and don't wait for it."""
         with self.log_path.open("a") as log:
-            self.process = self.node.popen(self.arguments(), stdout=log, stderr=subprocess.STDOUT)
+            environment = os.environ | self.environment
+            self.process = self.node.popen(self.arguments(), stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def start(self) -> None:
         """Start, and wait until everything that the source has is in force."""

@@ -52,6 +52,7 @@ def run() -> None:
         demo.show_flows()
         demo.show_verdicts()
         demo.show_conntrack()
+        demo.show_sockets()
         said("Tidying up", "the daemon, the namespaces and all that was pinned")
     click.echo(f"\nDone in {time.monotonic() - begin:.0f} s; nothing is left on this machine.")
 
@@ -72,7 +73,7 @@ class Demo:
             "files; the daemon compiles its programs, attaches them to the pods' links and fills their tables.",
         )
         begin = time.monotonic()
-        self.daemon = Daemon(self.node)
+        self.daemon = Daemon(self.node, settings={"mode": "tc"})
         for name in ("shop-1", "shop-2", "shop-3"):
             self.add_backend(name)
         self.daemon.manifests.service("shop", VIPS, PORTS)
@@ -144,11 +145,11 @@ class Demo:
 
     def show_verdicts(self) -> None:
         said("The verdict counters", "Every packet on a pod's link ended in exactly one of these.")
-        verdicts: Mapping[str, Mapping[str, int]] = self.daemon.json("status")["verdicts"]
+        verdicts = self.verdicts()
         for name, count in verdicts.items():
-            if count["packets"]:
-                shown(f"{count['packets']:>8} {name:<12} {MEANINGS.get(name, '')}")
-        self.balanced = verdicts["balanced"]["packets"]
+            if count:
+                shown(f"{count:>8} {name:<12} {MEANINGS.get(name, '')}")
+        self.balanced = verdicts["balanced"]
 
     def show_conntrack(self) -> None:
         entries = int(self.node.read_sysctl("netfilter/nf_conntrack_count"))
@@ -160,6 +161,36 @@ class Demo:
         shown(f"{entries} entries, after {self.balanced} connections through the Service")
         if entries:
             wrong(f"the node's conntrack table has {entries} entries")
+
+    def show_sockets(self) -> None:
+        said(
+            "Mode hybrid: the socket fast path",
+            "So far the mode was tc. Now connect() itself leads a socket to a backend: no packet is touched, no flow "
+            "is kept, and the client still sees the VIP as its peer.",
+        )
+        self.daemon.settings({"mode": "hybrid"})
+        until(self._is_led, "connections to be led at the socket")
+        before, begin = self.verdicts(), time.monotonic()
+        answers = Counter(ask(self.client, VIPS[number % 2], 80).server for number in range(REQUESTS))
+        seconds, after = time.monotonic() - begin, self.verdicts()
+        bars(answers)
+        connected, balanced = (after[name] - before[name] for name in ("connected", "balanced"))
+        shown(f"{seconds / REQUESTS * 1000:.2f} ms a request; {connected} sockets led, {balanced} packets balanced")
+        with opened(self.client, VIPS[0], 80) as handle:
+            answer, peer = read_answer(handle, 0), handle.getpeername()[0]
+            shown(f"the client's peer is {peer}; {answer.server} answers, and sees {answer.client}")
+        if (connected, balanced, peer) != (REQUESTS, 0, VIPS[0]):
+            wrong("the link had work left, or the client did not see the VIP")
+
+    def _is_led(self) -> bool:
+        before = self.verdicts()["connected"]
+        ask(self.client, VIPS[0], 80)
+        return self.verdicts()["connected"] > before
+
+    def verdicts(self) -> dict[str, int]:
+        """How many packets (or sockets) had each verdict."""
+        counts: Mapping[str, Mapping[str, int]] = self.daemon.json("status")["verdicts"]
+        return {name: count["packets"] for name, count in counts.items()}
 
     def add_backend(self, name: str) -> None:
         pod = self.shop[name] = self.node.pod(name)

@@ -44,8 +44,18 @@ class Manifests:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def service(self, name: str, cluster_ips: Iterable[str], ports: Ports = DEFAULT_PORTS, **spec: Any) -> None:
-        """Write a Service of namespace "default"; `spec` adds or replaces fields of its spec."""
+    def service(
+        self,
+        name: str,
+        cluster_ips: Iterable[str],
+        ports: Ports = DEFAULT_PORTS,
+        *,
+        ingress: Iterable[str] = (),
+        **spec: Any,
+    ) -> None:
+        """Write a Service of namespace "default"; `spec` adds or replaces fields of its spec, `ingress` are the
+        addresses of its load balancer.
+        """
         addresses = list(cluster_ips)
         families = [f"IPv{ip_address(address).version}" for address in addresses]
         service_ports = [
@@ -53,7 +63,9 @@ class Manifests:
             for key, (port, protocol, target) in ports.items()
         ]
         fields = {"clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilies": families, "ports": service_ports}
-        self.write(f"service-{name}", _object("v1", "Service", name, {"spec": {"type": "ClusterIP", **fields, **spec}}))
+        status = {"loadBalancer": {"ingress": [{"ip": address} for address in ingress]}}
+        body = {"spec": {"type": "ClusterIP", **fields, **spec}, "status": status}
+        self.write(f"service-{name}", _object("v1", "Service", name, body))
 
     def endpoints(
         self, service: str, endpoints: Iterable[str | EndpointSpec], ports: Ports = DEFAULT_PORTS, *, suffix: str = ""

@@ -19,20 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from kproxy_ebpf.datapath.netns import entered
+from kproxy_ebpf.lab.cgroups import NodeCgroup
+
 RUN_NETNS = Path("/run/netns")
-CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946
 # linux/ethtool.h: ETHTOOL_STXCSUM, _STSO, _SGSO, _SGRO. Off in this order, on in the reverse: TSO needs TX checksums.
 OFFLOADS = {"gro": 0x2C, "gso": 0x24, "tso": 0x1F, "tx-checksum": 0x17}
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def setns(descriptor: int) -> None:
-    """Move the calling thread into the network namespace behind `descriptor`. Raises OSError."""
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
 
 
 def run(command: Sequence[str], *, text: str = "") -> str:
@@ -61,13 +54,17 @@ def delete(names: Iterable[str]) -> None:
 
 
 class Namespace:
-    """A network namespace and the processes that were started in it. `netns` is its name in /run/netns."""
+    """A network namespace and the processes that were started in it. `netns` is its name in /run/netns.
 
-    def __init__(self, netns: str, name: str, sysctls: Mapping[str, str]) -> None:
+    What is started and which sockets are made here belong to `cgroup`, or without one to this process's own.
+    """
+
+    def __init__(self, netns: str, name: str, sysctls: Mapping[str, str], cgroup: NodeCgroup | None = None) -> None:
         """Make it; `sysctls` are set before any link but loopback exists."""
         self.netns = netns
         self.name = name
         self.path = RUN_NETNS / netns
+        self.cgroup = cgroup
         self._processes: list[subprocess.Popen[str]] = []
         ip_batch([f"netns add {netns}"])
         self.sysctl(sysctls)
@@ -78,20 +75,17 @@ class Namespace:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """The calling thread is in this namespace for the length of the block (never await inside it)."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(there)
+        with entered(self.path):
             yield
-        finally:
-            setns(home)
-            os.close(there)
-            os.close(home)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket that lives in this namespace, usable from any thread of this process."""
-        with self.inside():
-            return socket.socket(family, kind, protocol)
+
+        def make() -> socket.socket:
+            with self.inside():
+                return socket.socket(family, kind, protocol)
+
+        return self.cgroup.call(make) if self.cgroup else make()
 
     def ip(self, *lines: str) -> None:
         """Run `ip` commands inside, in one process."""
@@ -125,6 +119,8 @@ class Namespace:
         words = [str(word) for word in command]
         if words[0] == "python":
             words[0] = sys.executable
+        if self.cgroup:
+            words = self.cgroup.command(words)
         return ["nsenter", f"--net={self.path}", "--", *words]
 
     def run(
@@ -137,7 +133,7 @@ class Namespace:
     def popen(
         self, command: Sequence[str | Path], *, stdout: IO[Any] | int | None = None, **options: Any
     ) -> subprocess.Popen[str]:
-        """Start a command inside (its pid is the process's: nsenter only execs). `end` or `close` reaps it."""
+        """Start a command inside (its pid is the process's: others only exec it). `end` or `close` reaps it."""
         process = subprocess.Popen(self.command(command), stdout=stdout, text=True, **options)
         self._processes.append(process)
         return process

@@ -11,9 +11,10 @@ import itertools
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
-from kproxy_ebpf.lab import netns
+from kproxy_ebpf.lab import cgroups, netns
 from kproxy_ebpf.observe.state import STATE_ROOT, state_dir
 
 RUNS = STATE_ROOT / "lab"
@@ -35,6 +36,7 @@ def claim() -> str:
     run_id = f"{os.getpid():x}.{next(_sequence)}"
     folder = RUNS / run_id
     folder.mkdir(parents=True)
+    folder.joinpath("cgroup").write_text(str(cgroups.own_folder() / cgroups.ROOT / run_id))
     folder.joinpath("owner").write_text(f"{os.getpid()} {start_time(os.getpid())}")
     return run_id
 
@@ -44,10 +46,17 @@ def namespaces_of(run_id: str) -> list[str]:
     return sorted(path.name for path in netns.RUN_NETNS.glob(f"{PREFIX}-{run_id}-*"))
 
 
+def cgroup_of(run_id: str) -> Path:
+    """The folder of a run's cgroups. It need not exist: the first node makes it."""
+    return Path((RUNS / run_id / "cgroup").read_text())
+
+
 def release(run_id: str) -> None:
-    """Remove everything of a run: processes, namespaces, mounts, the folder."""
+    """Remove everything of a run: processes, namespaces, cgroups, mounts, the folder."""
     folder = RUNS / run_id
     netns.delete(namespaces_of(run_id))
+    with suppress(FileNotFoundError):  # killed before it had any
+        cgroups.remove(cgroup_of(run_id))
     for mount in _mounts_below(folder):
         subprocess.run(["umount", "--lazy", str(mount)], check=True, timeout=10)
         shutil.rmtree(state_dir(mount), ignore_errors=True)

@@ -86,6 +86,7 @@ class Health:
         return {
             "lastUpdated": _rfc3339(last or datetime.min.replace(tzinfo=UTC)),
             "currentTime": _rfc3339(current),
+            "healthy": self.alive,
             "synced": self.synced,
             "errors": errors,
             "problems": dict(self.problems),

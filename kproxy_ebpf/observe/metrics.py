@@ -61,6 +61,12 @@ class Metrics:
         self.last_queued = Gauge(
             f"{sync}last_queued_timestamp_seconds", "When a sync was last queued", registry=registry
         )
+        self.without_local = Gauge(
+            f"{sync}no_local_endpoints_total",
+            "Frontends that drop: traffic policy Local, and endpoints on other nodes only",
+            ["traffic_policy", "ip_family"],
+            registry=registry,
+        )
         self.healthz = Counter("kubeproxy_proxy_healthz_total", "Answers of /healthz", ["code"], registry=registry)
         self.livez = Counter("kubeproxy_proxy_livez_total", "Answers of /livez", ["code"], registry=registry)
 
@@ -98,7 +104,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class DatapathReading:
-    """What the maps say at one moment. `verdicts`, `ways`: name → (packets, bytes); `tables`: name → (entries, limit)."""
+    """What the maps say at one moment. `verdicts`, `ways`: name → (packets, bytes); `tables`: (entries, limit)."""
 
     verdicts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tables: Mapping[str, tuple[int, int]] = field(default_factory=dict)

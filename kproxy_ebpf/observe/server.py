@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -32,7 +33,9 @@ def health_app(health: Health, metrics: Metrics) -> web.Application:
         async def handle(_: web.Request) -> web.Response:
             status, body = answer()
             counter.labels(code=str(status)).inc()
-            return web.json_response(body, status=status, headers=NOSNIFF)
+            # As bytes: kube-proxy's Content-Type names no charset.
+            content = json.dumps(body).encode()
+            return web.Response(body=content, status=status, content_type="application/json", headers=NOSNIFF)
 
         return handle
 

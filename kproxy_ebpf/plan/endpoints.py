@@ -48,8 +48,9 @@ def known_endpoints(
 ) -> Endpoints:
     """Every endpoint behind one Service port, whatever its condition; one entry for each address and port.
 
-    Each slice resolves the port's name on its own. Of an endpoint that is in two slices a local one wins, then the one
-    that is more alive (an address may be used anew while the pod that had it before is still being deleted).
+    Each slice resolves the port's name on its own. Of an endpoint that is in two slices one that is not terminating
+    wins (an address may be used anew while the pod that had it before is still being deleted), then a local one, then
+    the one that is more alive.
     """
     found: Endpoints = {}
     for slice_ in slices:
@@ -120,8 +121,8 @@ def _choice(targets: Iterable[Target], rule: Rule, otherwise: Rule = Rule.NONE) 
 def _rank(endpoint: Endpoint, node_name: str) -> tuple[bool, bool, bool, bool, tuple[str, ...], tuple[str, ...]]:
     """The hints only break ties, so that the order in which slices arrive has no effect."""
     return (
-        is_local(endpoint, node_name),
         not endpoint.terminating,
+        is_local(endpoint, node_name),
         endpoint.ready,
         endpoint.serving,
         endpoint.zone_hints,

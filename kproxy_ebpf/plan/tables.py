@@ -42,6 +42,7 @@ class Tables:
         self._stage = Stage()
         self._ports = Ports(family, capacities.backends, capacities.slots, clock, self._stage)
         self._frontends: dict[FrontendKey, Frontend] = {}
+        self._dropping: set[FrontendKey] = set()
         self._records: dict[ServiceName, ServiceRecord] = {}
         self._owners: dict[int, ServiceName] = {}  # by service id
         self._unclaimed: dict[int, Leftover] = {}
@@ -76,6 +77,10 @@ class Tables:
         }
         return {f"{table}_v{self.family}": (count, getattr(self.capacities, table)) for table, count in used.items()}
 
+    def without_local_endpoints(self) -> int:
+        """How many frontends drop, because only endpoints of other nodes are left and the traffic policy is Local."""
+        return len(self._dropping)
+
     def service_names(self) -> dict[int, str]:
         """namespace/name:port by service id, as people read it (the port's name may be empty).
 
@@ -92,6 +97,7 @@ class Tables:
     def adopt(self, contents: TableContents) -> None:
         """Start from what an earlier daemon left in the maps. Services claim it as they are planned."""
         self._frontends = dict(contents.frontends)
+        self._dropping = {key for key, found in self._frontends.items() if found.flags & FrontendFlags.DROP}
         self._unclaimed = leftovers(contents)
         self._ports.adopt(contents, self._unclaimed)
 
@@ -203,11 +209,15 @@ class Tables:
     def _set_frontend(self, key: FrontendKey, frontend: Frontend) -> None:
         if self._frontends.get(key) != frontend:
             self._frontends[key] = frontend
+            self._dropping.discard(key)
+            if frontend.flags & FrontendFlags.DROP:
+                self._dropping.add(key)
             self._stage.frontend(key, frontend)
 
     def _remove_frontends(self, keys: Iterable[FrontendKey]) -> None:
         removed = list(keys)
         for key in removed:
             del self._frontends[key]
+            self._dropping.discard(key)
             self._stage.remove_frontend(key)
         self._claims.given_up(removed)

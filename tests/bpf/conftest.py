@@ -10,7 +10,9 @@ import pytest
 from harness import Datapath
 from packets import BACKEND, VIP, VIP_B
 
-from kproxy_ebpf.datapath.generation import Generation, ensure
+from kproxy_ebpf.datapath.bpf import Descriptor
+from kproxy_ebpf.datapath.bpffs import root
+from kproxy_ebpf.datapath.generation import Generation, ensure, remove_all
 from kproxy_ebpf.datapath.source import Constants
 
 SMALL = Constants(
@@ -45,6 +47,21 @@ def bpffs(tmp_path: Path) -> Iterator[Path]:
 def generation(session_bpffs: Path) -> Generation:
     """The real programs with little tables, built once for all tests, not activated."""
     return ensure(session_bpffs, SMALL)
+
+
+@pytest.fixture
+def in_force(bpffs: Path, generation: Generation) -> Iterator[Generation]:
+    """The session's generation, pinned a second time in a bpffs of its own, and in force there."""
+    twin = Generation(root(bpffs) / generation.digest)
+    for kind in ("maps", "programs"):
+        (twin.path / kind).mkdir(parents=True)
+        for pin in (generation.path / kind).iterdir():
+            with Descriptor.open(pin) as object_:
+                object_.pin(twin.path / kind / pin.name)
+    twin.activate()
+    yield twin
+    remove_all(bpffs)
+    assert list(bpffs.glob("kproxy-ebpf*")) == []
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ from pathlib import Path
 from socket import if_nametoindex
 
 import pytest
+from pyroute2.iproute.linux import IPRoute
 
 from kproxy_ebpf.datapath.attach import Attacher, Method
 from kproxy_ebpf.datapath.bpf import Link
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.links import PodLinks
-from kproxy_ebpf.lab.netns import RUN_NETNS, setns
+from kproxy_ebpf.datapath.netns import entered
+from kproxy_ebpf.lab.netns import RUN_NETNS
 
 PROGRAMS = ("from_pod_v4", "from_pod_v6", "to_pod_v4", "to_pod_v6")
 METHODS = [Method.TCX, Method.CLSACT]
@@ -35,14 +37,10 @@ def netns() -> Iterator[str]:
     """A namespace of the test's own, in which the test runs. A second one, <name>-pod, for pods' ends of links."""
     name = f"attach-{os.getpid()}"
     ip(f"netns add {name}", f"netns add {name}-pod")
-    home, there = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(RUN_NETNS / name, os.O_RDONLY)
-    setns(there)
     try:
-        yield name
+        with entered(RUN_NETNS / name):
+            yield name
     finally:
-        setns(home)
-        os.close(home)
-        os.close(there)
         ip(f"netns del {name}", f"netns del {name}-pod")
 
 
@@ -219,6 +217,29 @@ async def test_links_are_followed(attacher: Attacher, netns: str) -> None:
     carrying = await asyncio.to_thread(attacher.attached)
     assert carrying.keys() == {if_nametoindex("veth-old")}, "what is attached outlives the watch"
     await asyncio.to_thread(attacher.detach, if_nametoindex("veth-old"))
+
+
+async def test_nothing_is_left_of_links_that_go_while_programs_are_attached(
+    attacher: Attacher, netns: str, generation: Generation
+) -> None:
+    """Each goes as soon as it has its first pin, when others are still to come."""
+    links = PodLinks(attacher, lambda name: name.startswith("veth"))
+    async with watching(links):
+        for number in range(20):
+            brief = await asyncio.to_thread(_brief_link, f"veth{number}", netns, generation)
+            await until(lambda brief=brief: pins(generation, brief) == [])
+    assert links.attached == links.failed == {}
+
+
+def _brief_link(name: str, netns: str, generation: Generation) -> int:
+    """A link that is removed when the first pin of it is seen; its former ifindex."""
+    ip(f"link add {name} type veth peer name eth0 netns {netns}-pod")
+    ifindex = if_nametoindex(name)
+    with IPRoute() as route:
+        while not pins(generation, ifindex):
+            pass
+        route.link("del", index=ifindex)
+    return ifindex
 
 
 async def test_a_link_that_moves_away_loses_its_programs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -9,15 +10,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ctypes import sizeof
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.bpf import Descriptor, Map
-from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs, root
-from kproxy_ebpf.datapath.contract import FAMILY_MAPS, PROGRAMS, SCHEMA, SHARED_MAPS, Switches, layouts
-from kproxy_ebpf.datapath.generation import Generation, current, ensure, remove_all
+from kproxy_ebpf.datapath.bpf import Map
+from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs
+from kproxy_ebpf.datapath.contract import (
+    FAMILY_MAPS,
+    LISTING_PROGRAM,
+    PROGRAMS,
+    SCHEMA_BYTES,
+    SHARED_MAPS,
+    SOCKET_PROGRAMS,
+    Switches,
+    entries,
+    layouts,
+    pinned_name,
+)
+from kproxy_ebpf.datapath.generation import Generation, current, ensure
+from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
 from kproxy_ebpf.datapath.source import Constants, source_folder
 from kproxy_ebpf.errors import BusyError, LoadError, NodeError
@@ -73,30 +87,22 @@ def flow_states(generation: Generation) -> dict[bytes, int]:
 
 
 @pytest.fixture
-def filled(bpffs: Path, generation: Generation) -> Iterator[Generation]:
-    """A generation in force with something in its tables: the session's, pinned a second time."""
-    twin = Generation(root(bpffs) / generation.digest)
-    for kind in ("maps", "programs"):
-        (twin.path / kind).mkdir(parents=True)
-        for pin in (generation.path / kind).iterdir():
-            with Descriptor.open(pin) as object_:
-                object_.pin(twin.path / kind / pin.name)
-    fill(twin)
-    twin.activate()
-    yield twin
-    remove_all(bpffs)
-    assert list(bpffs.glob("kproxy-ebpf*")) == []
+def filled(in_force: Generation, generation: Generation) -> Iterator[Generation]:
+    """A generation in force with something in its tables."""
+    fill(in_force)
+    yield in_force
     empty(generation)
 
 
 def empty(generation: Generation) -> None:
-    with generation.map("schema") as schema, generation.map("flows", 4) as flows:
-        schema.update(bytes(4), struct.pack("=I", SCHEMA))
+    write_layouts(generation.path)
+    with generation.map("flows", 4) as flows:
         for key in list(flows.keys()):
             flows.delete(key)
     tables = ServiceMaps(generation, 4)
     free = Backend(bytes(4), 0, 0, 0, 0, 0)
-    removed = TableWrites(removed_frontends=set(WRITES.frontends), removed_source_ranges=WRITES.source_ranges)
+    contents = tables.read()
+    removed = TableWrites(removed_frontends=set(contents.frontends), removed_source_ranges=contents.source_ranges)
     tables.apply(replace(removed, backends={1: free}))
     tables.close()
 
@@ -106,7 +112,7 @@ def test_everything_is_pinned_and_adopted(bpffs: Path, small: Constants) -> None
     first = ensure(bpffs, small)
     assert not first.ready, "nothing has filled its tables"
     assert {pin.name for pin in (first.path / "programs").iterdir()} == {
-        f"{p}_v{f}" for p in PROGRAMS for f in FAMILIES
+        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f], LISTING_PROGRAM)
     }
     assert ids(first).keys() == {f"{m}_v{f}" for m in FAMILY_MAPS for f in FAMILIES} | set(SHARED_MAPS)
     assert current(bpffs) is None, "built, not yet in force"
@@ -116,8 +122,8 @@ def test_everything_is_pinned_and_adopted(bpffs: Path, small: Constants) -> None
     again = ensure(bpffs, small)
     assert again == Generation(first.path, ready=True)
     assert ids(again) == before
-    with again.map("schema") as schema, again.map("slots", 6) as slots, again.map("events") as events:
-        assert schema.lookup(bytes(4)) == struct.pack("=I", SCHEMA)
+    assert read_layouts(again.path) == own_layouts()
+    with again.map("slots", 6) as slots, again.map("events") as events:
         assert slots.info.max_entries == small.slots_max
         assert events.info.max_entries == small.events_bytes
     with again.map("frontends", 6) as v6, again.map("frontends", 4) as v4:
@@ -147,8 +153,11 @@ def test_other_programs_take_the_maps_over(filled: Generation, bpffs: Path, smal
     assert second.digest != filled.digest
     assert second.ready
     kept = {name for name, id_ in ids(second).items() if before[name] == id_}
-    assert before.keys() - kept == {"programs_v4", "programs_v6", "schema"}
+    own = {"programs_v4", "programs_v6", "predecessor_v4", "predecessor_v6", "schema"}
+    assert before.keys() - kept == own
     assert current(bpffs) == filled, "not switched yet"
+    second.inherit()
+    assert predecessors(second) == []
     second.activate()
     second.retire_others()
     assert current(bpffs) == Generation(second.path)
@@ -178,23 +187,73 @@ def test_a_larger_table_gets_what_the_smaller_held(filled: Generation, bpffs: Pa
     after = ids(second)
     tables = {"frontends", "slots", "backends", "source_ranges"}
     for name in before:
-        fresh = name.split("_v")[0] in tables | {"flows", "programs", "schema"}
+        fresh = name.split("_v")[0] in tables | {"flows", "programs", "predecessor", "schema"}
         assert (before[name] != after[name]) == fresh, f"{name}: the service tables stay together"
     maps = ServiceMaps(second, 4)
     contents = maps.read()
     assert (contents.backends, contents.frontends) == (WRITES.backends, WRITES.frontends)
     assert (contents.slots, contents.source_ranges) == (WRITES.slots, WRITES.source_ranges)
     maps.close()
-    old = add_flow(filled, 1, state=2)
-    added = add_flow(filled, 2)
-    assert flow_states(second) == {old: 0}
+
+
+def test_flows_made_meanwhile_follow(filled: Generation, bpffs: Path, small: Constants) -> None:
+    second = ensure(bpffs, replace(small, flows_max=2048))
+    closing, open_ = add_flow(filled, 2, state=2), add_flow(filled, 3, state=1)
+    second.inherit()
+    assert flow_states(second) == flow_states(filled)
+    assert len(predecessors(second)) == 4
     second.activate()
+    further, added = add_flow(filled, 3, state=2), add_flow(filled, 4)
+    add_flow(second, 2, state=3)
     second.retire_others()
-    assert flow_states(second) == {old: 0, added: 0}, "flows made meanwhile follow, none is overwritten"
+    states = flow_states(second)
+    assert (states[closing], states[further], states[added]) == (3, 2, 0), "the later state counts"
+    assert open_ == further
+    assert predecessors(second) == []
+    assert not filled.path.exists()
 
 
-def test_a_smaller_table_is_filled_anew(filled: Generation, bpffs: Path, small: Constants) -> None:
-    second = ensure(bpffs, replace(small, frontends_max=2))
+def predecessors(generation: Generation) -> list[bytes]:
+    """The ids of the programs that have the packets of no known flow."""
+    found = []
+    for family in FAMILIES:
+        with generation.map("predecessor", family) as predecessor:
+            found += [id_ for index in (0, 1) if (id_ := predecessor.lookup(struct.pack("=I", index)))]
+    return found
+
+
+def test_a_takeover_that_was_killed_is_ended_by_the_next(filled: Generation, bpffs: Path, small: Constants) -> None:
+    second = ensure(bpffs, replace(small, flows_max=2048))
+    second.inherit()
+    second.activate()
+    added = add_flow(filled, 2)
+    again = ensure(bpffs, replace(small, flows_max=2048))
+    assert again == second
+    assert again.ready
+    again.inherit()
+    assert len(predecessors(again)) == 4
+    again.activate()
+    again.retire_others()
+    assert added in flow_states(again)
+    assert predecessors(again) == []
+    assert not filled.path.exists()
+
+
+def test_a_smaller_table_that_has_room(filled: Generation, bpffs: Path, small: Constants) -> None:
+    second = ensure(bpffs, replace(small, frontends_max=2, backends_max=2, slots_max=4096, source_ranges_max=1))
+    assert second.ready
+    maps = ServiceMaps(second, 4)
+    contents = maps.read()
+    assert (contents.backends, contents.frontends) == (WRITES.backends, WRITES.frontends)
+    maps.close()
+
+
+@pytest.mark.parametrize("size", ["frontends_max", "backends_max"])
+def test_a_table_too_small_is_filled_anew(filled: Generation, bpffs: Path, small: Constants, size: str) -> None:
+    tables = ServiceMaps(filled, 4)
+    tables.apply(replace(WRITES, frontends={FrontendKey(b"\x0a\x60\0\2", 80, 6): Frontend(1, 0, 1)}))
+    tables.close()
+    second = ensure(bpffs, replace(small, **{size: 1}))
     assert not second.ready
     maps = ServiceMaps(second, 4)
     assert maps.read().frontends == {}
@@ -203,18 +262,142 @@ def test_a_smaller_table_is_filled_anew(filled: Generation, bpffs: Path, small: 
     assert current(bpffs) == filled
 
 
-def test_another_schema_is_never_read(filled: Generation, bpffs: Path, small: Constants, sources: Path) -> None:
-    with filled.map("schema") as schema:
-        schema.update(bytes(4), struct.pack("=I", SCHEMA + 1))
+def relayout(generation: Generation, change: Callable[[dict[str, dict[str, dict[str, list[int]]]]], object]) -> None:
+    """Let a generation's description of its layouts be another."""
+    with generation.map("schema") as schema:
+        text = json.loads((schema.lookup(bytes(4)) or b"").rstrip(b"\0"))
+        change(text)
+        schema.update(bytes(4), json.dumps(text).encode().ljust(SCHEMA_BYTES, b"\0"))
+
+
+def test_entries_of_another_layout_are_carried_over_by_field(
+    filled: Generation, bpffs: Path, small: Constants, sources: Path
+) -> None:
+    """As if two fields of each table had stood in each other's place, and one had had another name."""
+
+    def change_all(text: dict[str, dict[str, dict[str, list[int]]]]) -> None:
+        flow, backend = text["flows_v4"]["value"], text["backends_v4"]["value"]
+        flow["epoch"], flow["backend_id"] = flow["backend_id"], flow["epoch"]
+        flow["gone"] = flow.pop("service_id")
+        backend["epoch"], backend["service_id"] = backend["service_id"], backend["epoch"]
+
+    tables = ServiceMaps(filled, 4)
+    tables.apply(replace(WRITES, backends={1: WRITES.backends[1]._replace(epoch=7, service_id=9)}))
+    tables.close()
+    flow = layouts(4).Flow
+    key = add_flow(filled, 1)
+    with filled.map("flows", 4) as flows:
+        flows.update(key, bytes(flow(backend_id=1, epoch=7, service_id=9, state=1, created_seconds=5)))
+    relayout(filled, change_all)
+    change(sources, "#include", "/* another text */\n#include")
+    second = ensure(bpffs, small, sources)
+    assert second.ready
+    old, new = ids(filled), ids(second)
+    assert {"flows_v4", "frontends_v4", "slots_v4", "backends_v4", "source_ranges_v4"} & same(old, new) == set()
+    assert {"flows_v6", "frontends_v6", "affinity_v4", "counters", "events"} <= same(old, new)
+    tables = ServiceMaps(second, 4)
+    contents = tables.read()
+    assert contents.backends == {1: WRITES.backends[1]._replace(epoch=9, service_id=7)}
+    assert (contents.frontends, contents.source_ranges) == (WRITES.frontends, WRITES.source_ranges)
+    tables.close()
+    second.inherit()
+    with second.map("flows", 4) as flows:
+        carried = flow.from_buffer_copy(flows.lookup(key) or b"")
+    told = (carried.backend_id, carried.epoch, carried.service_id, carried.state, carried.created_seconds)
+    assert told == (7, 1, 0, 1, 5)
+    second.activate()
+    second.retire_others()
+    assert not filled.path.exists()
+
+
+def same(old: dict[str, int], new: dict[str, int]) -> set[str]:
+    return {name for name in old if old[name] == new[name]}
+
+
+@pytest.mark.parametrize(
+    "change_text",
+    [
+        lambda text: text["flows_v4"]["value"].update(epoch=[12, 8]),
+        lambda text: text["flows_v4"]["value"].update(epoch=[1000, 4]),
+        lambda text: text.pop("flows_v6"),
+        lambda text: text.clear(),
+    ],
+    ids=["a size", "nonsense", "a table", "everything"],
+)
+def test_flows_that_can_not_be_read_stay_with_their_programs(
+    filled: Generation,
+    bpffs: Path,
+    small: Constants,
+    sources: Path,
+    change_text: Callable[[dict[str, object]], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    relayout(filled, change_text)
+    change(sources, "#include", "/* another text */\n#include")
+    second = ensure(bpffs, small, sources)
+    second.inherit()
+    second.activate()
+    for _ in range(2):  # and at the next start
+        second.retire_others()
+        assert len(predecessors(second)) == 4
+        assert filled.is_complete
+    change(sources, "#include", "/* a third */\n#include")
+    third = ensure(bpffs, small, sources)
+    third.inherit()
+    assert predecessors(third) == predecessors(second), "handed on from one generation to the next"
+    third.activate()
+    third.retire_others()
+    assert not second.path.exists()
+    third.retire_aged()
+    assert filled.is_complete
+    monkeypatch.setattr("kproxy_ebpf.datapath.generation.KEPT_SECONDS", 0)
+    third.retire_aged()
+    assert not filled.path.exists()
+    assert predecessors(third) == []
+
+
+def test_back_to_a_generation_that_still_serves_its_flows(
+    filled: Generation, bpffs: Path, small: Constants, sources: Path
+) -> None:
+    original = filled.path
+    relayout(filled, lambda text: text["flows_v4"]["value"].update(epoch=[12, 8]))
+    change(sources, "#include", "/* another text */\n#include")
+    second = ensure(bpffs, small, sources)
+    second.inherit()
+    second.activate()
+    second.retire_others()
+    assert len(predecessors(second)) == 4
+    write_layouts(original)  # to itself it is readable
+    back = ensure(bpffs, small)
+    assert back.path == original
+    kept = original.with_name(f"old-{original.name}")
+    assert Generation(kept).is_complete
+    flows = flow_states(Generation(kept))
+    back.inherit()
+    back.activate()
+    back.retire_others()
+    assert flow_states(back) == flows
+    assert not kept.exists()
+
+
+def test_a_schema_that_is_no_text(filled: Generation, bpffs: Path, small: Constants, sources: Path) -> None:
+    for text in (b"", b"1", b"[]", b'{"flows_v4": 3}', b"\xff\xff", b'{"flows_v4": {"key": {"a": [1]}, "value": {}}}'):
+        with filled.map("schema") as schema:
+            schema.update(bytes(4), text.ljust(SCHEMA_BYTES, b"\0"))
+        assert read_layouts(filled.path) == {}
     change(sources, "#include", "/* another text */\n#include")
     second = ensure(bpffs, small, sources)
     assert not second.ready
-    assert not set(ids(second).values()) & set(ids(filled).values())
+    assert same(ids(filled), ids(second)) == set()
     assert flow_states(second) == {}
     assert len(flow_states(filled)) == 1, "the generation in force is as it was"
-    second.activate()
-    second.retire_others()
-    assert flow_states(second) == {}
+
+
+def test_descriptions_are_those_of_the_maps(generation: Generation) -> None:
+    for family in FAMILIES:
+        for name, (key, value) in entries(family).items():
+            with Map.open(generation.path / "maps" / (pinned_name(name, family) if name in FAMILY_MAPS else name)) as m:
+                assert name == "events" or (m.info.key_size, m.info.value_size) == (sizeof(key), sizeof(value)), name
 
 
 def test_lost_pins_are_built_again(filled: Generation, bpffs: Path, small: Constants) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -163,6 +163,58 @@ def test_a_full_table_is_named(generation: Generation, writes: TableWrites, tabl
     assert caught.value.table == table
     maps.apply(TableWrites(removed_frontends=set(writes.frontends), removed_source_ranges=set(writes.source_ranges)))
     assert maps.read() == TableContents(), "an index out of range writes nothing"
+    maps.close()
+
+
+OLD_KEY, NEW_KEY = FrontendKey(bytes(4), 1, 6), FrontendKey(bytes(4), 2, 6)
+OLD_RANGE, NEW_RANGE = SourceRangeKey(1, bytes(4), 0), SourceRangeKey(2, bytes(4), 0)
+IMPOSSIBLE: dict[str, Any] = {
+    "backends": {1024: Backend(bytes(4), 1, 1, 0, 1, 1)},
+    "slots": {4095: (1, 2)},
+    "source_ranges": {SourceRangeKey(number, bytes(4), 0) for number in range(3, 68)},
+    "frontends": {FrontendKey(struct.pack(">I", number), 3, 6): Frontend(1, 0, 0) for number in range(1025)},
+    "backend_states": {1024: (1, 0)},
+}
+
+
+@pytest.mark.parametrize("failing", IMPOSSIBLE)
+def test_writes_are_done_in_the_order_of_their_fields(generation: Generation, failing: str) -> None:
+    """What comes before the one that fails is done, what comes after it is not: so nothing ever points at nothing."""
+    maps = ServiceMaps(generation, 4)
+    usable = Backend(bytes(4), 1, BackendState.USABLE, 0, 1, 1)
+    maps.apply(TableWrites(backends={1: usable}, frontends={OLD_KEY: Frontend(1, 9, 1)}, source_ranges={OLD_RANGE}))
+    writes = TableWrites(
+        backends={2: usable},
+        slots={9: (2,)},
+        source_ranges={NEW_RANGE},
+        frontends={NEW_KEY: Frontend(1, 9, 1)},
+        removed_frontends={OLD_KEY},
+        removed_source_ranges={OLD_RANGE},
+        backend_states={1: (BackendState.GONE, 0)},
+    )
+    with pytest.raises(MapFullError):
+        maps.apply(replace(writes, **{failing: IMPOSSIBLE[failing]}))
+    contents = maps.read()
+    done = {
+        "backends": 2 in contents.backends,
+        "slots": contents.slots.get(9) == (2,),
+        "source_ranges": NEW_RANGE in contents.source_ranges,
+        "frontends": NEW_KEY in contents.frontends,
+        "removed_frontends": OLD_KEY not in contents.frontends,
+        "removed_source_ranges": OLD_RANGE not in contents.source_ranges,
+        "backend_states": contents.backends[1].state == BackendState.GONE,
+    }
+    names = [each.name for each in fields(TableWrites)]
+    assert [name for name in names if done[name]] == names[: names.index(failing)]
+    empty = Backend(bytes(4), 0, 0, 0, 0, 0)
+    maps.apply(
+        TableWrites(
+            backends={1: empty, 2: empty},
+            slots={9: (0,)},
+            removed_frontends=set(contents.frontends),
+            removed_source_ranges=contents.source_ranges,
+        )
+    )
     maps.close()
 
 

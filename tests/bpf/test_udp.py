@@ -7,7 +7,7 @@ from harness import FROM_POD, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, VIP, Between, longest, router_alert, udp
 from scapy.layers.inet import UDP
 
-from kproxy_ebpf.datapath.contract import BackendState, FlowState, Verdict
+from kproxy_ebpf.datapath.contract import BackendState, FlowState, Switches, Verdict
 
 FIRST = Step(FROM_POD, udp(CLIENT, VIP), Verdict.BALANCED, udp(CLIENT, BACKEND))
 REQUEST = Step(FROM_POD, udp(CLIENT, VIP), Verdict.TRANSLATED, udp(CLIENT, BACKEND))
@@ -24,6 +24,19 @@ def test_requests_and_replies(datapath: Datapath) -> None:
 def test_options_and_extension_headers_stay(datapath: Datapath, between: Between) -> None:
     to_backend = udp(CLIENT, BACKEND, b"x", between)
     datapath.play(Step(FROM_POD, udp(CLIENT, VIP, b"x", between), Verdict.BALANCED, to_backend))
+
+
+def test_what_the_host_may_translate_stays_as_it_is(datapath: Datapath) -> None:
+    """While its flows are being taken over; also afterwards, and a tuple that is new then is balanced."""
+    stays = Step(FROM_POD, udp(CLIENT, VIP), Verdict.TRANSLATED, udp(CLIENT, VIP))
+    datapath.play(
+        Meanwhile(lambda here: here.set_live(switches=Switches.TC | Switches.UDP_STAYS)),
+        stays,
+        Step(TO_POD, udp(VIP, CLIENT, b"odd"), Verdict.REVERSED, udp(VIP, CLIENT, b"odd")),
+        Meanwhile(lambda here: here.set_live(switches=Switches.TC)),
+        stays,
+        Step(FROM_POD, udp(CLIENT.on(1234), VIP), Verdict.BALANCED, udp(CLIENT.on(1234), BACKEND)),
+    )
 
 
 def test_no_checksum_stays_no_checksum(datapath: Datapath) -> None:

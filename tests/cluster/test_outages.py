@@ -141,9 +141,17 @@ def patch_settings(world, **data):
 def test_settings_follow_the_config_map(world, served):
     _, service, names = served
     patch_settings(world, mode="off")
-    until(lambda: not world.served(), "mode off")
+    until(lambda: not answers(service), "new connections to be left alone", seconds=1)
     patch_settings(world, mode="hybrid")
+    until(lambda: answers(service), "new connections to be served again", seconds=1)
     service.wait_for(names)
+
+
+def answers(service):
+    try:
+        return bool(service.ask())
+    except OSError:
+        return False
 
 
 def test_a_bad_setting_is_reported_and_changes_nothing(world, served):

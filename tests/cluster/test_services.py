@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import contextmanager
 
 import pytest
-from kube_world import DNS, PORTS
+from kube_world import DNS, PORTS, Service
 
 from kproxy_ebpf.lab.control_plane import object_path
 from kproxy_ebpf.lab.traffic import Load, ask, echo, opened, read_answer
@@ -170,3 +171,56 @@ def _slice(service, pod):
         "ports": [{"name": "dns", "port": DNS, "protocol": "UDP"}],
         "endpoints": [{"addresses": [pod.ip4], "conditions": {"ready": True}}],
     }
+
+
+def test_a_service_that_is_made_anew_with_other_addresses_and_another_type(world):
+    """Same name, same selector; an endpoint of both keeps the connections of the first."""
+    pod = world.pod("anew")
+    before = world.service("anew")
+    before.wait_for(names([pod]))
+    path = object_path("Service", before.name)
+    with opened(world.client, before.vip(4), 80) as connection:
+        read_answer(connection, 0)
+        world.control.api("DELETE", path)
+        spec = {"selector": {"app": "anew"}, "ports": list(PORTS), "type": "NodePort", "ipFamilies": ["IPv6"]}
+        made = world.control.api("POST", object_path("Service"), {"metadata": {"name": before.name}, "spec": spec})
+        after = Service(world, before.name, {6: made["spec"]["clusterIP"]})
+        after.wait_for(names([pod]), 6)
+        for family in {4, 6} - ({6} if after.vip(6) == before.vip(6) else set()):
+            until(lambda family=family: _is_unreachable(before, family), f"the old IPv{family} address to be nobody's")
+        echo(connection, b"still here")
+
+
+def test_of_two_services_with_one_external_address_the_older_has_it_and_the_other_an_event(world):
+    address, apps = "192.0.2.99", ("elder", "younger")
+    pods = [world.pod(app) for app in apps]
+    services = []
+    for app, pod in zip(apps, pods, strict=True):
+        services.append(world.service(app, externalIPs=[address]))
+        services[-1].wait_for(names([pod]))
+        time.sleep(1)  # creationTimestamp counts seconds
+    elder, younger = services
+    assert {ask(world.client, address, 80).server for _ in range(10)} == names(pods[:1])
+
+    def told():
+        listed = world.control.api("GET", "/apis/events.k8s.io/v1/namespaces/default/events")["items"]
+        return [event for event in listed if event["regarding"].get("name") == younger.name]
+
+    event = until(told, "an Event about the younger one")[0]
+    assert (event["type"], event["regarding"]["kind"]) == ("Warning", "Service")
+    assert address in event["note"]
+    assert elder.name in event["note"]
+    world.control.api("DELETE", object_path("Service", elder.name))
+    until(lambda: ask(world.client, address, 80).server == pods[1].name, "the younger one to take over")
+
+
+def test_the_time_from_a_change_to_the_tables_is_measured(world):
+    """From the annotation that the EndpointSlice controller gives."""
+
+    def measured():
+        return world.daemon.metrics()["kubeproxy_network_programming_duration_seconds_count"]
+
+    before = measured()
+    pod = world.pod("measured")
+    world.service("measured").wait_for(names([pod]))
+    until(lambda: measured() > before, "the change to be measured")

@@ -24,16 +24,18 @@ class End:
     terminating: bool | None = None
     zones: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    two_addresses: bool = False  # the second one is nobody's
 
     def manifest(self, address: str) -> dict[str, Any]:
         conditions = {"ready": self.ready, "serving": self.serving, "terminating": self.terminating}
         hints: dict[str, Any] = {}
+        nobody = "2001:db8:ffff::1" if ":" in address else "203.0.113.1"
         if self.zones:
             hints["forZones"] = [{"name": zone} for zone in self.zones]
         if self.nodes:
             hints["forNodes"] = [{"name": node} for node in self.nodes]
         return {
-            "addresses": [address],
+            "addresses": [address, nobody] if self.two_addresses else [address],
             "nodeName": self.node,
             "conditions": {name: value for name, value in conditions.items() if value is not None},
             **({"hints": hints} if hints else {}),
@@ -46,7 +48,7 @@ class Ask:
     agree with, where they differ from each other.
     """
 
-    via: str  # cluster, node, external, load-balancer, unallocated
+    via: str  # cluster, node, another-node, uplink, external, load-balancer, unallocated
     port: int = 80
     source: str = ""  # what the backend sees of us, where kube-proxy masquerades
     alike: tuple[str, ...] = ("nftables", "iptables")
@@ -63,7 +65,7 @@ class Case:
     labels: Mapping[str, str] = field(default_factory=dict)
     slice_labels: Mapping[str, str] = field(default_factory=dict)
     ip_mode: str = ""
-    target_ports: tuple[int, ...] = ()  # by slice; default 8080
+    target_ports: tuple[int | None, ...] = ()  # by slice; default 8080
 
 
 ALL = (End("e1"), End("e2"), End("e3", ELSEWHERE), End("e4", ELSEWHERE))
@@ -86,11 +88,15 @@ CASES = (
     Case("all-ready", (ALL,)),
     Case("several-slices-with-a-duplicate", (ALL[:2], ALL[1:])),
     Case("named-port-differs-by-slice", (ALL[:2], ALL[2:]), target_ports=(8080, 8443)),
+    Case("an-address-used-anew", ((End("e1", **DRAINING),), (End("e1", ELSEWHERE), End("e3", ELSEWHERE)))),
+    Case("first-address-only", ((End("e1", two_addresses=True),),)),
+    Case("port-without-number", (ALL,), target_ports=(None,)),
     Case("unknown-conditions-mean-ready", ((End("e1", ready=None), End("e2", ready=False)),)),
     Case("terminating-is-avoided", ((End("e1"), End("e2", **DRAINING)),)),
     Case("terminating-serves-if-none-is-ready", ((End("e1", **DRAINING), End("e3", ELSEWHERE, **DRAINING)),)),
     Case("not-ready-is-refused", ((End("e1", ready=False), End("e2", **DEAD)),)),
     Case("no-endpoints", (), spec={"type": "LoadBalancer"}, asks=(Ask("cluster"), *SHORT_CIRCUIT)),
+    Case("outside-local-no-endpoints", (), spec=LOCAL_OUTSIDE, asks=(Ask("cluster"), *SHORT_CIRCUIT)),
     Case(
         "undefined-port",
         (ALL,),
@@ -101,6 +107,8 @@ CASES = (
     Case("internal-local-none-here", (REMOTE,), spec=LOCAL_INSIDE),
     Case("internal-local-none-at-all", (), spec=LOCAL_INSIDE),
     Case("internal-local-draining", ((End("e1", **DRAINING), *REMOTE),), spec=LOCAL_INSIDE),
+    Case("internal-local-draining-elsewhere", ((End("e3", ELSEWHERE, **DRAINING),),), spec=LOCAL_INSIDE),
+    Case("internal-local-dead-elsewhere", ((End("e3", ELSEWHERE, **DEAD),),), spec=LOCAL_INSIDE),
     Case(
         "internal-local-outside", (ALL,), spec={**LOCAL_INSIDE, "type": "LoadBalancer"}, asks=(Ask("cluster"), *OUTSIDE)
     ),
@@ -128,7 +136,21 @@ CASES = (
     Case("outside-cluster", (ALL,), spec={"type": "LoadBalancer"}, asks=OUTSIDE),
     Case("outside-local", (ALL,), spec=LOCAL_OUTSIDE, asks=(Ask("cluster"), *SHORT_CIRCUIT)),
     Case("outside-local-none-here", (REMOTE,), spec=LOCAL_OUTSIDE, asks=(Ask("cluster"), *SHORT_CIRCUIT)),
-    Case("node-port", (ALL,), spec={"type": "NodePort"}, asks=(Ask("cluster"), Ask("node", source=KEPT))),
+    Case("outside-local-draining", ((End("e1", **DRAINING), *REMOTE),), spec=LOCAL_OUTSIDE, asks=SHORT_CIRCUIT),
+    Case("all-local", (ALL,), spec={**LOCAL_INSIDE, **LOCAL_OUTSIDE}, asks=(Ask("cluster"), *SHORT_CIRCUIT)),
+    # A node port of another node is for that node's kube-proxy; so is one on our node's further addresses, for which
+    # the nftables mode has nothing, as we have.
+    Case(
+        "node-port",
+        (ALL,),
+        spec={"type": "NodePort"},
+        asks=(
+            Ask("cluster"),
+            Ask("node", source=KEPT),
+            Ask("another-node", alike=("nftables",)),
+            Ask("uplink", alike=("nftables",)),
+        ),
+    ),
     Case(
         "source-ranges-admit",
         (ALL,),
@@ -140,6 +162,24 @@ CASES = (
         (ALL,),
         spec={"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:1::/48"]},
         asks=(Ask("cluster"), Ask("node", source=KEPT), Ask("load-balancer")),
+    ),
+    Case(
+        "source-ranges-with-blanks",
+        (ALL,),
+        spec={"type": "LoadBalancer", "loadBalancerSourceRanges": [" 10.244.0.0/16 ", "\tfd00:244::/32"]},
+        asks=(Ask("load-balancer", source=KEPT),),
+    ),
+    Case(
+        "source-ranges-of-one-family",
+        (ALL,),
+        spec={"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24"]},
+        asks=(Ask("load-balancer", source=KEPT),),
+    ),
+    Case(
+        "source-range-of-everybody",
+        (ALL,),
+        spec={"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "0.0.0.0/0", "::/0"]},
+        asks=(Ask("load-balancer", source=KEPT),),
     ),
     Case("ip-mode-proxy", (ALL,), spec={"type": "LoadBalancer"}, ip_mode="Proxy", asks=(Ask("load-balancer"),)),
     Case(

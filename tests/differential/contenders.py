@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from cases import ELSEWHERE, HERE, OTHER_ZONE, ZONE, Ask, Case, End
 
+from kproxy_ebpf.kube.parse import ANNOTATION_TRIGGER_TIME
 from kproxy_ebpf.lab import Lab, Node, Pod
 from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
 from kproxy_ebpf.lab.daemon import Daemon
@@ -31,7 +33,7 @@ NODE_ADDRESSES = {
 UNALLOCATED = {4: "10.96.255.250", 6: "fd00:10:96::fffa"}
 PODS = ("e1", "e2", "e3", "e4")
 TARGET_PORTS = (8080, 8443)
-QUESTIONS = 48  # of four endpoints, one is missed once in a million
+QUESTIONS = 64  # of four endpoints, one is missed once in 25 million; there are some thousand such questions
 # kube-proxy's ICMPv6 answer to a SYN may come while connect(2) still holds the socket; the kernel then only notes it,
 # and the refusal is that of the SYN's first retransmission, a second later.
 SILENCE_SECONDS = 1.6
@@ -143,7 +145,7 @@ class Contenders:
 
     def observe(self, name: str, made: Made, question: Ask, family: int, protocol: Protocol) -> Seen:
         """Ask one contender the question, often enough to see every endpoint."""
-        address, port = self._target(made, question, family, protocol)
+        address, port = self._target(name, made, question, family, protocol)
         client = self.clients[name]
         endpoints: set[str] = set()
         sources: set[str] = set()
@@ -165,9 +167,14 @@ class Contenders:
             found = {name: pool.submit(self.observe, name, made, question, family, protocol) for name in self.clients}
             return {name: future.result() for name, future in found.items()}
 
-    def _target(self, made: Made, question: Ask, family: int, protocol: Protocol) -> tuple[str, int]:
-        if question.via == "node":
-            return NODE_ADDRESSES[family], made.node_ports[protocol]
+    def _target(self, name: str, made: Made, question: Ask, family: int, protocol: Protocol) -> tuple[str, int]:
+        address = {
+            "node": NODE_ADDRESSES[family],
+            "uplink": uplink(self.nodes[name], family),
+            "another-node": uplink(self.nodes["iptables"], family),
+        }.get(question.via)
+        if address:
+            return address, made.node_ports[protocol]
         return made.addresses[question.via, family], question.port
 
     def _serve(self, pod: Pod) -> EchoServer:
@@ -185,14 +192,16 @@ class Contenders:
         addresses = [{"type": "InternalIP", "address": ip} for ip in NODE_ADDRESSES.values()]
         self.control.api("PATCH", f"{object_path('Node', HERE)}/status", {"status": {"addresses": addresses}})
 
-    def _post_slice(self, case: Case, name: str, ends: Iterable[End], port: int, family: int) -> None:
+    def _post_slice(self, case: Case, name: str, ends: Iterable[End], port: int | None, family: int) -> None:
         labels = {"kubernetes.io/service-name": case.name, **case.slice_labels}
+        number = {} if port is None else {"port": port}
+        changed = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         body = {
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "labels": labels, "annotations": {ANNOTATION_TRIGGER_TIME: changed}},
             "addressType": f"IPv{family}",
             "ports": [
-                {"name": "web", "port": port, "protocol": "TCP"},
-                {"name": "dns", "port": port, "protocol": "UDP"},
+                {"name": "web", "protocol": "TCP", **number},
+                {"name": "dns", "protocol": "UDP", **number},
             ],
             "endpoints": [end.manifest(self.pods[end.pod].address(family)) for end in ends],
         }
@@ -206,6 +215,10 @@ class Contenders:
                 proxy.stop()
         for server in self.servers:
             server.close()
+
+
+def uplink(node: Node, family: int) -> str:
+    return {4: node.ip4, 6: node.ip6}[family]
 
 
 @contextmanager

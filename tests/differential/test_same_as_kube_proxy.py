@@ -4,10 +4,14 @@ at the backend the same source address, or the pod's own where kube-proxy masque
 
 from __future__ import annotations
 
-import pytest
-from cases import CASES, Ask, Case
-from contenders import OURS, Contenders
+from collections.abc import Iterator
 
+import pytest
+from cases import CASES, HERE, OTHER_ZONE, ZONE, Ask, Case
+from contenders import OURS, SYNC_SECONDS, Contenders
+
+from kproxy_ebpf.lab.control_plane import object_path
+from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 QUESTIONS = [
@@ -29,7 +33,30 @@ def test_same_as_kube_proxy(world: Contenders, case: Case, question: Ask, family
             assert len(ours.endpoints) == len(theirs.endpoints) == 1, f"{mode}: one client, one endpoint"
             continue
         assert ours.endpoints == theirs.endpoints, mode
-        if question.source:
+        if question.source and theirs.source:
             assert (ours.source, theirs.source) == (question.source, "node"), f"{mode}: better here, or no longer?"
         else:
             assert ours.source == theirs.source, mode
+
+
+@pytest.fixture
+def in_the_other_zone(world: Contenders) -> Iterator[None]:
+    def move(zone: str) -> None:
+        labels = {"topology.kubernetes.io/zone": zone}
+        world.control.api("PATCH", object_path("Node", HERE), {"metadata": {"labels": labels}})
+
+    move(OTHER_ZONE)
+    yield
+    move(ZONE)
+
+
+@pytest.mark.usefixtures("in_the_other_zone")
+def test_a_node_that_changes_its_zone_changes_its_endpoints(world: Contenders) -> None:
+    def seen() -> dict[str, object]:
+        return {
+            name: each.endpoints
+            for name, each in world.observe_all(world.made["zone-hints"], Ask("cluster"), 4, Protocol.TCP).items()
+        }
+
+    there = frozenset({"e2", "e3", "e4"})  # of four, all have hints, and these name that zone
+    until(lambda: set(seen().values()) == {there}, "all contenders to see the other zone", seconds=SYNC_SECONDS)

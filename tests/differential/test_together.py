@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from contenders import ApiDaemon, Contenders, Made
+from contenders import NODE_ADDRESSES, ApiDaemon, Contenders, Made
 
 from kproxy_ebpf.lab import Node, Pod
 from kproxy_ebpf.lab.kube_proxy import KubeProxy
 from kproxy_ebpf.lab.traffic import Load, ask, echo, opened, read_answer
+from kproxy_ebpf.model.services import Protocol
 
 NODE = "iptables"  # it serves node ports on all addresses of the node, so that the world outside has one to call
 TRIES = 20
@@ -69,6 +70,40 @@ def test_a_connection_that_kube_proxy_translated_stays_its_own(together: Togethe
     assert together.balanced() == before + 2 * TRIES
 
 
+def test_datagrams_go_on_while_we_come_and_go(together: Together) -> None:
+    """UDP has no first packet by which to tell whose it is: the socket is answered all the time, whoever serves it."""
+    together.daemon.stop()
+    together.daemon.command("cleanup")
+    address = together.service.addresses["cluster", 4]
+    with opened(together.client, address, 80, Protocol.UDP) as early:
+
+        def answered() -> None:
+            for _ in range(TRIES):
+                early.send(b"?")
+                assert read_answer(early, 0)
+
+        answered()
+        together.daemon.start()
+        answered()
+        before = together.balanced()
+        together.daemon.stop()
+        answered()
+        together.daemon.command("cleanup")
+        answered()
+        together.daemon.start()
+    assert before
+
+
+def test_node_ports_on_addresses_that_we_leave_to_kube_proxy(together: Together) -> None:
+    """Its iptables mode serves them on every address of the node, and we on the primary ones alone."""
+    before = together.balanced()
+    for protocol, port in together.service.node_ports.items():
+        ask(together.client, together.node.ip4, port, protocol)
+    assert together.balanced() == before
+    ask(together.client, NODE_ADDRESSES[4], together.service.node_ports[Protocol.TCP])
+    assert together.balanced() == before + 1
+
+
 def test_the_hosts_own_traffic_never_meets_our_programs(together: Together) -> None:
     before = together.balanced()
     together.ask_from_host()
@@ -96,8 +131,20 @@ def test_either_may_stop_and_start_at_any_time(together: Together) -> None:
     assert load.failures == []
 
 
-def test_without_our_programs_pods_are_kube_proxys_again(together: Together) -> None:
+def test_cleanup_under_load_hands_the_pods_to_kube_proxy(together: Together) -> None:
+    """What is under way ends through our programs; no new connection fails, however short."""
     together.daemon.stop()
-    together.daemon.command("cleanup")
+    loads = [Load(together.client, together.service.addresses["cluster", family], 80) for family in (4, 6)]
+    try:
+        for load in loads:
+            load.go_on(TRIES)
+        done = together.daemon.command("cleanup")
+        for load in loads:
+            load.go_on(2 * TRIES)
+    finally:
+        for load in loads:
+            load.stop()
+    assert "broken" not in done.stdout
+    assert [load.failures for load in loads] == [[], []]
     together.ask_from_pod()
     together.ask_from_host()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
 from kproxy_ebpf.model.services import Protocol
 
 LOG_BYTES = 6000
+
+# Both ends of all connections are in this process: a thousand of them are more than the usual soft limit.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
 @pytest.fixture(scope="session", params=["tcx"])

@@ -7,7 +7,7 @@ from worlds import attached, in_worlds
 
 from kproxy_ebpf.lab.traffic import ask
 
-pytestmark = in_worlds("tcx", "clsact")
+pytestmark = in_worlds("tcx", "clsact", "hybrid")
 
 
 def carrying(world):

@@ -7,6 +7,8 @@ import struct
 from contextlib import contextmanager
 
 import pytest
+import yaml
+from worlds import in_force
 
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
@@ -104,6 +106,39 @@ def test_tcp_to_an_endpoint_that_left_while_ready_goes_on(world, family):
         service.endpoints([web2])
         new_connections_go_to(world, service, family, {"web2"})
         echo(handle, b"still with web1")
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
+def test_what_changes_no_endpoint_changes_no_connection(world, family, protocol):
+    """Another order, another slice for some of them, labels and annotations: all is as it was."""
+    daemon = world.daemon
+    service = world.service(world.webs)
+    with established(world, service, family, protocol) as (handle, server):
+        before = writes(daemon)
+        with in_force(daemon, slices=4):
+            for path in daemon.manifests.folder.glob(f"endpointslice-{service.name}-*"):
+                split(daemon.manifests, path)
+        assert writes(daemon) == before
+        if protocol is Protocol.UDP:
+            assert says(handle, protocol) == server
+        else:
+            echo(handle, b"still there")
+    service.remove()
+
+
+def split(manifests, path):
+    """Edit a slice, turn its endpoints round, and move all but one of them to a slice of their own."""
+    whole = yaml.safe_load(path.read_text())
+    metadata = whole["metadata"] | {"annotations": {"edited": "yes"}}
+    metadata["labels"]["edited"] = "yes"
+    *others, last = reversed(whole["endpoints"])
+    twin = metadata | {"name": f"{metadata['name']}-twin"}
+    manifests.write(f"{path.stem}-twin", whole | {"metadata": twin, "endpoints": others})
+    manifests.write(path.stem, whole | {"metadata": metadata, "endpoints": [last]})
+
+
+def writes(daemon):
+    return {name: value for name, value in daemon.metrics().items() if "map_writes_total" in name}
 
 
 @pytest.mark.parametrize("last_words", [None, terminating], ids=["ready", "terminating"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from kproxy_ebpf.datapath.cgroup import find_cgroup
 from kproxy_ebpf.lab import Cni, Lab, Namespace, registry
 from kproxy_ebpf.lab.cluster import OUTSIDE4, OUTSIDE6
 from kproxy_ebpf.lab.traffic import BLOCK, EchoServer, ask, opened, transfer
@@ -81,6 +84,7 @@ def test_a_one_node_lab_is_there_at_once_and_leaves_nothing():
         assert len(registry.namespaces_of(run_id)) == 6
     assert process.poll() == -signal.SIGTERM
     assert registry.namespaces_of(run_id) == []
+    assert not lab.cgroup.exists()
     assert not (registry.RUNS / run_id).exists()
 
 
@@ -92,10 +96,27 @@ def test_what_a_killed_run_left_is_cleaned_and_what_a_living_one_has_is_not():
             sleeper = int(subprocess.check_output(["ip", "netns", "pids", f"kpx-{run_id}-node1-client"]))
             process.kill()
         assert registry.namespaces_of(run_id)
+        cgroup = registry.cgroup_of(run_id)
+        assert [each.name for each in cgroup.glob("*/")] == ["node1"]
         assert run_id in registry.clean_stale()
+        assert not cgroup.exists()
         assert registry.namespaces_of(run_id) == []
         assert registry.namespaces_of(living.run_id)
         until(lambda: not Path(f"/proc/{sleeper}").exists(), "the killed run's process to end")
+
+
+def test_sockets_and_processes_belong_to_the_cgroup_of_their_node():
+    with Lab() as lab:
+        node = lab.node("node1")
+        pod = node.pod("a")
+        told = pod.run(["cat", "/proc/self/cgroup"]).stdout.splitlines()
+        assert f"0::/{node.cgroup.folder.relative_to(find_cgroup())}" in told
+        begin = time.monotonic()
+        for _ in range(100):
+            pod.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+        assert time.monotonic() - begin < 0.1
+        assert node.cgroup.call(threading.get_native_id) != threading.get_native_id()
+        assert "kproxy-ebpf-lab" not in Path("/proc/thread-self/cgroup").read_text()
 
 
 def test_a_transfer_that_was_changed_is_noticed():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from worlds import Crowd, programs_of
+from worlds import programs_of
 
+from kproxy_ebpf.lab.crowd import Crowd
 from kproxy_ebpf.lab.traffic import Load, ask
 from kproxy_ebpf.lab.wait import until
 

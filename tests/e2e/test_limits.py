@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 
@@ -18,7 +19,7 @@ HTTP = {"http": (80, "TCP", 8080)}
 @pytest.fixture(scope="module")
 def world():
     """A small one."""
-    with running_world(flags=("--max-frontends", "8", "--max-flows", "2048", "--sync-period", "1")) as world:
+    with running_world(flags=("--max-frontends", "8", "--max-flows", "2048", "--sync-period", "1"), mode="tc") as world:
         yield world
 
 
@@ -60,9 +61,9 @@ def test_a_full_table_is_named_and_what_fits_works(world):
     until(lambda: ask(world.client, too_many.vip(4), 80, timeout=0.3), "the one too many to get its room")
 
 
-def refusal_of(world, flags, *, environment=None):
+def refusal_of(world, flags, *, wrapper=(), environment=None):
     """What a daemon with these flags says before it ends, and its exit code."""
-    arguments = [*world.daemon.arguments(), *flags]
+    arguments = [*wrapper, *world.daemon.arguments(), *flags]
     done = world.node.run(arguments, check=False, env=environment)
     said = done.stderr + done.stdout
     assert "Traceback" not in said
@@ -75,6 +76,12 @@ def other_bpffs(world):
     folder = world.lab.folder / "other"
     folder.mkdir(exist_ok=True)
     return ["--bpffs", str(folder)]
+
+
+@pytest.fixture
+def elsewhere(other_bpffs):
+    """The same, and addresses that no other daemon listens on."""
+    return [*other_bpffs, "--health-address", "127.0.0.1:21356", "--metrics-address", "127.0.0.1:21349"]
 
 
 def test_a_busy_health_port_is_named(world, other_bpffs):
@@ -97,19 +104,49 @@ def test_without_root_it_says_so(world):
     assert "Traceback" not in done.stderr
 
 
-def test_a_manifests_folder_that_is_not_there_is_named(world, other_bpffs):
-    flags = [*other_bpffs, "--health-address", "127.0.0.1:21356", "--metrics-address", "127.0.0.1:21349"]
-    code, said = refusal_of(world, [*flags, "--manifests", "/nowhere/at/all"])
+def test_a_manifests_folder_that_is_not_there_is_named(world, elsewhere):
+    code, said = refusal_of(world, [*elsewhere, "--manifests", "/nowhere/at/all"])
     assert code == os.EX_NOINPUT, said
     assert "/nowhere/at/all" in said
 
 
-def test_without_kernel_headers_it_says_what_to_install(world, other_bpffs):
-    flags = [*other_bpffs, "--health-address", "127.0.0.1:21356", "--metrics-address", "127.0.0.1:21349"]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), ("clusters: [", "not YAML"), ("kind: Config", "current-context")],
+    ids=["absent", "no YAML", "no context"],
+)
+def test_a_kubeconfig_that_can_not_be_read_is_named(world, elsewhere, tmp_path, content, words):
+    path = tmp_path / "kubeconfig"
+    if content is not None:
+        path.write_text(content)
+    arguments = world.daemon.arguments()
+    at = arguments.index("--manifests")
+    arguments[at : at + 2] = ["--kubeconfig", str(path)]
+    done = world.node.run([*arguments, *elsewhere], check=False)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == os.EX_NOINPUT, done.stderr
+    assert str(path) in said
+    assert words in said
+
+
+def test_without_kernel_headers_it_says_what_to_install(world, elsewhere):
     environment = os.environ | {"BCC_KERNEL_SOURCE": "/nowhere/at/all"}
-    code, said = refusal_of(world, flags, environment=environment)
+    code, said = refusal_of(world, elsewhere, environment=environment)
     assert code == os.EX_OSERR, said
     assert "headers" in said
+
+
+def test_an_old_kernel_is_named(world, elsewhere):
+    code, said = refusal_of(world, elsewhere, wrapper=["setarch", "--uname-2.6"])
+    assert code == os.EX_OSERR, said
+    assert re.search(r"Linux 2\.6\S* is too old: 5\.10 or later is needed", said)
+
+
+def test_a_place_where_bpffs_can_not_be_mounted_is_named(world, elsewhere):
+    code, said = refusal_of(world, [*elsewhere, "--bpffs", "/etc/hostname/bpffs"])
+    assert code == os.EX_OSERR, said
+    assert "bpffs" in said
+    assert "/etc/hostname/bpffs" in said
 
 
 def test_a_bad_setting_keeps_the_last_good_ones_and_is_named(world):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import pytest
 from tcx import EGRESS, INGRESS, programs_at
 from worlds import running_world
@@ -10,13 +13,14 @@ from kproxy_ebpf.lab.manifests import DEFAULT_PORTS
 from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
+PORTS = range(22000, 22030)  # below those that the kernel hands out
 DRAINED_SECONDS = 20  # the daemon looks every five seconds
 
 
 @pytest.fixture(scope="module")
 def world():
     """One of its own: connections of other tests would have to end first, and the flags change."""
-    with running_world() as world:
+    with running_world(mode="tc") as world:
         yield world
 
 
@@ -63,3 +67,34 @@ def test_programs_that_somebody_took_off_come_back(world, service):
         pin.unlink()
     until(lambda: len(programs_at(world.node, link, INGRESS)) == 2, "the program to be back")
     assert is_served(world, service, 4)
+
+
+def test_maglev_gives_the_same_backend_to_the_same_connection(world, service, family):
+    """Each time, and when a backend that it did not have goes; and what was begun at random goes on meanwhile."""
+
+    def dealt():
+        return {port: chosen(world.client, service.vip(family), port) for port in PORTS}
+
+    with opened(world.client, service.vip(family), 80) as at_random:
+        read_answer(at_random, 0)
+        world.daemon.settings({"balancing": "maglev"})
+        until(lambda: dealt() == dealt(), "maglev to be in force")
+        first = dealt()
+        assert set(first.values()) == {"web1", "web2", "web3"}
+        service.endpoints(world.webs[:2])
+        until(lambda: "web3" not in dealt().values(), "web3 to be left alone")
+        second = dealt()
+        moved = [port for port in PORTS if first[port] not in ("web3", second[port])]
+        assert len(moved) <= len(PORTS) // 5
+        service.endpoints(world.webs)
+        until(lambda: dealt() == first, "all to be as it was")
+        world.daemon.settings({})
+        until(lambda: dealt() != dealt(), "random to be back")
+        echo(at_random, b"still with its backend")
+
+
+def chosen(client, vip, source_port):
+    """Who answers a connection from this port, which is free again afterwards."""
+    with opened(client, vip, 80, source_port=source_port) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a RST
+        return read_answer(connection, 0).server

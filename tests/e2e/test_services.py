@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from worlds import in_worlds
@@ -16,7 +17,7 @@ from kproxy_ebpf.lab.traffic import EchoServer, ask, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = in_worlds("tcx", "clsact", "bridge")
+pytestmark = in_worlds("tcx", "clsact", "bridge", "hybrid")
 
 NOWHERE = r"unreachable|No route"  # what the router says of a VIP that nobody translated
 
@@ -44,6 +45,28 @@ def test_a_backend_on_another_node_is_reached_from_both_nodes(world, family, pro
     for client in (world.client, world.lab.nodes["node2"].pods["farclient"]):
         answer = ask(client, service.vip(family), port, protocol)
         assert (answer.server, answer.client) == ("far", client.address(family))
+
+
+@pytest.mark.parametrize("where", ["this node", "another node", "outside of the cluster"])
+def test_a_backend_that_is_no_pod(world, family, protocol, port, where):
+    """As the API server is, behind the Service that every cluster has."""
+    node2 = world.lab.nodes["node2"]
+    place, addresses = {
+        "this node": (world.node, (world.node.ip4, world.node.ip6)),
+        "another node": (node2, (node2.ip4, node2.ip6)),
+        "outside of the cluster": (world.lab.net, (OUTSIDE4, OUTSIDE6)),
+    }[where]
+    target = {Protocol.TCP: 8080, Protocol.UDP: 5353}[protocol]
+    address = addresses[family == 6]
+    server = EchoServer(place, where).listen(address, target, protocol)
+    service = world.service([EndpointSpec(address)], wait=False)
+    try:
+        asked = partial(ask, world.client, service.vip(family), port, protocol, timeout=0.3)
+        answer = until(asked, "the Service to be in force")
+        assert (answer.server, answer.client) == (where, world.client.address(family))
+    finally:
+        server.close()
+        service.remove()
 
 
 def test_no_backend_is_refused_at_once_every_time(world, empty, family, protocol, port):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,25 +17,25 @@ from tcx import EGRESS, INGRESS, programs_at
 from kproxy_ebpf.lab import Cni, Lab, Node, Pod
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.manifests import DEFAULT_PORTS, EndpointSpec, Ports
-from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, opened, read_answer
+from kproxy_ebpf.lab.traffic import EchoServer, ask
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
-REDIRECT = {"forwarding": "redirect"}
 VARIANTS = {
-    "tcx": {"attach": "tcx"},
-    "clsact": {"attach": "clsact"},
-    "bridge": {"cni": Cni.BRIDGE},
-    "redirect": {"settings": REDIRECT},
-    "redirect-clsact": {"settings": REDIRECT, "attach": "clsact"},
-    "redirect-bridge": {"settings": REDIRECT, "cni": Cni.BRIDGE},
+    "tcx": {"attach": "tcx", "mode": "tc"},
+    "clsact": {"attach": "clsact", "mode": "tc"},
+    "bridge": {"cni": Cni.BRIDGE, "mode": "tc"},
+    "hybrid": {},
+    "redirect": {"forwarding": "redirect", "mode": "tc"},
+    "redirect-clsact": {"forwarding": "redirect", "attach": "clsact", "mode": "tc"},
+    "redirect-bridge": {"forwarding": "redirect", "cni": Cni.BRIDGE},
 }
 
 
 def in_worlds(*variants: str) -> pytest.MarkDecorator:
     """Run a module's tests once in each of these worlds. In the order of VARIANTS: pytest groups by position."""
-    assert list(variants) == [variant for variant in VARIANTS if variant in variants]
+    assert list(variants) == [name for name in VARIANTS if name in variants]
     return pytest.mark.parametrize("world", variants, indirect=True, scope="session")
 
 
@@ -137,7 +135,8 @@ def build_world(
     attach: str = "auto",
     cni: Cni = Cni.PTP,
     flags: tuple[str, ...] = (),
-    settings: Mapping[str, str] | None = None,
+    mode: str = "hybrid",
+    forwarding: str = "stack",
 ) -> World:
     world = World(lab)
     node1, node2 = lab.node("node1", cni=cni), lab.node("node2", cni=cni)
@@ -147,6 +146,7 @@ def build_world(
     world.serve(node2.pod("far"))
     node2.pod("farclient")
     for node in (node1, node2):
+        settings = {"mode": mode, "forwarding": forwarding}
         daemon = Daemon(node, flags=["--attach", attach, *flags], settings=settings)
         world.daemons.append(daemon)
         daemon.launch()
@@ -172,39 +172,23 @@ def running_world(**options: object) -> Iterator[World]:
         close_world(world)
 
 
-class Crowd:
-    """Open connections that a thread keeps busy until the block ends; `failures` says which broke and how."""
+@contextmanager
+def in_force(daemon: Daemon, *, slices: int) -> Iterator[None]:
+    """The block changes that many EndpointSlices; when it is left, what it has changed is in the tables."""
 
-    def __init__(self, place, address, port, count):
-        self.failures: list[str] = []
-        self.rounds = 0
-        self._stack = ExitStack()
-        self._stop = threading.Event()
-        self._handles = [self._stack.enter_context(opened(place, address, port)) for _ in range(count)]
-        self.spread = Counter(read_answer(handle, 0).server for handle in self._handles)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def changes() -> tuple[float, float]:
+        metrics = daemon.metrics()
+        name = "kubeproxy_sync_proxy_rules_endpoint_changes"
+        return metrics[f"{name}_total"], metrics[f"{name}_pending"]
 
-    def _run(self):
-        while not self._stop.wait(0.02):
-            for number, handle in enumerate(self._handles):
-                try:
-                    echo(handle, b"%d of round %d" % (number, self.rounds))
-                except OSError as error:
-                    self.failures.append(f"connection {number}: {error!r}")
-            self.rounds += 1
+    goal = changes()[0] + slices
+    yield
 
-    def go_on(self, count=3):
-        target = self.rounds + count
-        until(lambda: self.rounds >= target, f"{count} more rounds of traffic", seconds=20)
+    def done() -> bool:
+        seen, pending = changes()
+        return seen >= goal and not pending
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-        self._stack.close()
+    until(done, f"{slices} slices to be in force")
 
 
 def programs_of(daemon: Daemon) -> dict[str, object]:

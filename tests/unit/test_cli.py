@@ -16,6 +16,7 @@ from kproxy_ebpf import cli
 from kproxy_ebpf.cli import tables
 from kproxy_ebpf.cli.common import show
 from kproxy_ebpf.cli.monitoring import event_line, event_row
+from kproxy_ebpf.cli.report import report_lines
 from kproxy_ebpf.cli.rows import backend_rows, flow_rows, service_rows
 from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Verdict
 from kproxy_ebpf.datapath.events import VerdictEvent
@@ -45,6 +46,12 @@ def test_help_documents_exit_codes() -> None:
     result = CliRunner().invoke(cli.commands, ["--help"])
     assert result.exit_code == 0
     assert "75  busy" in result.output
+
+
+def test_no_summary_is_cut_off() -> None:
+    summaries = CliRunner().invoke(cli.commands, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    assert summaries
+    assert "..." not in summaries
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands.commands))
@@ -123,6 +130,27 @@ def test_status_of_a_node_where_nothing_ever_ran(tmp_path: Path) -> None:
     report = json.loads(result.output)
     assert report["daemon"] == {"running": False}
     assert report["generation"] is None
+
+
+def test_status_tells_of_a_refused_object_once() -> None:
+    report = {
+        "daemon": {
+            "running": True,
+            "version": "1",
+            "node": "node1",
+            "pid": 7,
+            "refused": [{"object": "Service default/bad", "reason": "spec.ports: field required"}],
+        },
+        "health": {"status": 200, "errors": {}, "problems": {"refused": "1 refused, such as …", "source": "gone"}},
+        "generation": "abc",
+        "tables": {},
+        "verdicts": {},
+    }
+    problems = [line for line in report_lines(report) if line.startswith("problem")]
+    assert problems == [
+        "problem     gone",
+        "problem     Service default/bad is refused: spec.ports: field required",
+    ]
 
 
 VIP, ENDPOINT = packed("10.96.0.1"), packed("10.244.1.7")
@@ -219,8 +247,8 @@ def test_an_event_is_a_line_that_tells_what_became_of_the_packet(changes: dict[s
 
 
 def test_tables_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"name": "a", "port": 80, "hidden": 1}]
-    show(rows, ("name", "port"), "json")
+    rows = [{"name": "a", "port": 80, "ready": False, "hidden": 1}]
+    show(rows, ("name", "port", "ready"), "json")
     assert json.loads(capsys.readouterr().out) == rows
-    show(rows, ("name", "port"), "table")
-    assert capsys.readouterr().out.split() == ["NAME", "PORT", "a", "80"]
+    show(rows, ("name", "port", "ready"), "table")
+    assert capsys.readouterr().out.split() == ["NAME", "PORT", "READY", "a", "80", "no"]

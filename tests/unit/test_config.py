@@ -171,6 +171,6 @@ def test_a_file_that_stays_is_offered_once(tmp_path: Path) -> None:
 
 
 def test_what_this_version_does_not_serve_is_said() -> None:
-    asked = parse_settings({"mode": "tc", "forwarding": "redirect", "network-policy": "enforce"})
-    assert [sentence.split()[0] for sentence in asked.unserved()] == ["forwarding", "network-policy"]
+    asked = parse_settings({"mode": "tc", "network-policy": "enforce"})
+    assert [sentence.split()[0] for sentence in asked.unserved()] == ["network-policy"]
     assert not list(parse_settings({"mode": "tc"}).unserved())

@@ -50,8 +50,8 @@ C_ENUMS = {name: labels for name, labels in declared(_ENUM, _ENUMERATOR).items()
 
 @cache
 def measured(words: int, folder: Path) -> dict[str, int]:
-    """What the C compiler says of every struct, field, enumerator and of SCHEMA."""
-    lines = ['P("SCHEMA", SCHEMA);']
+    """What the C compiler says of every struct, field, enumerator and of SCHEMA_BYTES."""
+    lines = ['P("SCHEMA_BYTES", SCHEMA_BYTES);']
     for struct, fields in STRUCTS.items():
         lines.append(f'P("{struct}", sizeof(struct {struct}));')
         for field in fields:
@@ -123,19 +123,30 @@ def test_enums(name: str, folder: Path) -> None:
 
 def test_no_enum_is_python_only() -> None:
     assert ENUMS.keys() == C_ENUMS.keys()
-    known = {twin for twin, _ in ENUMS.values()}
+    known = {twin for twin, _ in ENUMS.values()} | {contract.CgroupHook}  # that one is the kernel's
     assert {value for value in vars(contract).values() if _is_enum(value)} == known
 
 
 def test_schema(folder: Path) -> None:
-    assert measured(1, folder)["SCHEMA"] == contract.SCHEMA
+    assert measured(1, folder)["SCHEMA_BYTES"] == contract.SCHEMA_BYTES
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_entries_are_described_of_all_maps_but_those_that_stay_with_their_programs(family: int) -> None:
+    maps = {*contract.FAMILY_MAPS, *contract.SHARED_MAPS}
+    assert maps - contract.entries(family).keys() == {"programs", "predecessor", "schema"}
 
 
 def test_programs_and_maps_are_those_of_the_sources() -> None:
     text = _COMMENT.sub("", (SOURCES / "pod.c").read_text())
     assert re.findall(r"^int (\w+)\(struct __sk_buff \*\w+\)$", text, re.MULTILINE) == list(contract.PROGRAMS)
+    text = _COMMENT.sub("", (SOURCES / "socket.h").read_text())
+    names = re.findall(r"^int (\w+)\(struct bpf_sock_addr \*\w+\)$", text, re.MULTILINE)
+    assert set(names) == set(contract.SOCKET_PROGRAMS[4])
+    assert {name for name in names if not name.endswith("_mapped")} == set(contract.SOCKET_PROGRAMS[6])
+    assert set(re.findall(r"^SOCKET_STORAGE\((\w+),", text, re.MULTILINE)) == set(contract.STORAGES)
     pins = (SOURCES / "maps.h").read_text()
-    assert set(re.findall(r'FAMILY_PIN\("(\w+)"\)', pins)) == set(contract.FAMILY_MAPS)
+    assert set(re.findall(r'FAMILY_PIN\("(\w+)"\)', pins)) == set(contract.FAMILY_MAPS) - set(contract.STORAGES)
     assert set(re.findall(r'SHARED_PIN\("(\w+)"\)', pins)) == set(contract.SHARED_MAPS)
     assert {index.name.lower() for index in contract.ProgramIndex} <= set(contract.PROGRAMS)
 

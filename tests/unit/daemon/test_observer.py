@@ -85,6 +85,13 @@ def test_writes_are_counted_by_table(told: Told) -> None:
     assert told.sample("kproxy_ebpf_map_writes_total", table="source_ranges_v6") is None
 
 
+def test_frontends_without_a_local_endpoint_are_told_by_family(told: Told) -> None:
+    told.reports.synced(Sync(0.0, 1, 0, {}, (), {4: 2, 6: 0}))
+    name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total"
+    assert told.sample(name, traffic_policy="internal", ip_family="IPv4") == 2
+    assert told.sample(name, traffic_policy="internal", ip_family="IPv6") == 0
+
+
 def test_a_failed_first_sync_is_unhealthy_and_a_later_failure_is_not_yet(told: Told) -> None:
     told.reports.write_failed(4, OSError("no memory"))
     assert "no memory" in told.health.errors["first-sync"]

@@ -9,23 +9,40 @@ import pytest
 
 from kproxy_ebpf.config import SettingsKeeper, parse_settings
 from kproxy_ebpf.daemon import pods
-from kproxy_ebpf.daemon.datapath import is_live
-from kproxy_ebpf.daemon.pods import Pods
+from kproxy_ebpf.daemon.pods import Pods, switches_of
 from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Switches
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, is_live
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
 
+class FakeSockets:
+    problem: str | None = None
+    is_attached = False
+
+
 class FakeDatapath:
     attacher: Any = None
+    generation: Any = None
     live_flows = True
     pins = True
     switches = Switches(0)
+    adoptions: list[Switches]
+
+    def __init__(self) -> None:
+        self.adoptions = []
+        self.sockets = FakeSockets()
+
+    def offer_sockets(self) -> None:
+        self.sockets.is_attached = self.sockets.problem is None
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
+
+    def adopt_udp(self) -> int:
+        self.adoptions.append(self.switches)
+        return 0
 
     def has_live_flows(self) -> bool:
         return self.live_flows
@@ -34,15 +51,20 @@ class FakeDatapath:
         if not self.pins:
             raise NodeError("pins are missing")
 
+    def retire_aged(self) -> None: ...
+
 
 @pytest.fixture
 def datapath() -> FakeDatapath:
     return FakeDatapath()
 
 
-def pods_with(mode: str, datapath: FakeDatapath) -> tuple[Pods, SettingsKeeper]:
+def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[Pods, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    return Pods(datapath, keeper, Metrics(), Health(60), lambda: None), keeper  # type: ignore[arg-type]
+    pods = Pods(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
+    pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
+    pods.links.reconsider()
+    return pods, keeper
 
 
 async def admitted_becomes(wanted: bool, pods: Pods) -> None:
@@ -52,7 +74,7 @@ async def admitted_becomes(wanted: bool, pods: Pods) -> None:
 
 
 async def while_draining(pods: Pods, scenario: Callable[[], Any]) -> None:
-    draining = asyncio.create_task(pods.drain())
+    draining = asyncio.create_task(pods.follow())
     try:
         await scenario()
     finally:
@@ -70,6 +92,39 @@ def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: Fa
     datapath.live_flows = False
     off, _ = pods_with("off", datapath)
     assert not off.admits("vethx")
+
+
+@pytest.mark.parametrize(
+    ("mode", "switches"),
+    [
+        ("off", Switches(0)),
+        ("tc", Switches.TC),
+        ("socket", Switches.SOCKET),
+        ("hybrid", Switches.TC | Switches.SOCKET),
+    ],
+)
+async def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
+    subject, _ = pods_with(mode, datapath)
+    await while_draining(subject, subject.switched.wait)
+    assert datapath.switches == switches
+    assert datapath.sockets.is_attached == bool(switches & Switches.SOCKET)
+
+
+@pytest.mark.parametrize("mode", ["socket", "hybrid"])
+async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
+    datapath.sockets.problem = "no socket fast path"
+    health = Health(60)
+    subject, _ = pods_with(mode, datapath, health)
+    await while_draining(subject, subject.switched.wait)
+    assert datapath.switches == Switches.TC
+    assert health.problems["sockets"] == "no socket fast path"
+    assert subject.is_on
+
+
+def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
+    datapath.live_flows = False
+    subject, _ = pods_with("socket", datapath)
+    assert not subject.admits("vethx")
 
 
 async def test_mode_off_keeps_programs_until_the_last_flow_ends(
@@ -145,3 +200,24 @@ async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs
         assert subject.admits("vethx")
 
     await while_draining(subject, scenario)
+
+
+async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: FakeDatapath) -> None:
+    subject, keeper = pods_with("off", datapath)
+
+    async def scenario() -> None:
+        await subject.switched.wait()
+        assert not datapath.adoptions
+        keeper.offer(lambda: {"mode": "tc"})
+        async with asyncio.timeout(5):
+            while datapath.switches != Switches.TC:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.01)
+        assert datapath.adoptions == [Switches.TC | Switches.UDP_STAYS]
+
+    await while_draining(subject, scenario)
+
+
+@pytest.mark.parametrize(("mode", "redirects"), [("off", False), ("tc", True), ("socket", True), ("hybrid", True)])
+def test_packets_are_redirected_in_every_mode_that_is_on(mode: str, redirects: bool) -> None:
+    settings = parse_settings({"mode": mode, "forwarding": "redirect"})
+    assert (Switches.REDIRECT in switches_of(settings, has_sockets=True)) is redirects

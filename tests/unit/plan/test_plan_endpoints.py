@@ -58,12 +58,12 @@ class TestKnown:
     @pytest.mark.parametrize(
         ("better", "worse"),
         [
-            (draining("1.1.1.1", node_name="here"), ready("1.1.1.1", node_name="there")),
-            (ready("1.1.1.1"), draining("1.1.1.1")),
+            (ready("1.1.1.1", node_name="there"), draining("1.1.1.1", node_name="here")),
+            (ready("1.1.1.1", node_name="here"), ready("1.1.1.1", node_name="there")),
             (draining("1.1.1.1"), dying("1.1.1.1")),
             (ready("1.1.1.1", zone_hints=("b",)), ready("1.1.1.1", zone_hints=("a",))),
         ],
-        ids=["local first", "alive before terminating", "serving before not", "a tie falls the same way"],
+        ids=["alive before terminating", "then local first", "serving before not", "a tie falls the same way"],
     )
     def test_duplicates_across_slices(self, better: Endpoint, worse: Endpoint) -> None:
         one, two = slice_of(SERVICE, better), slice_of(SERVICE, worse, name="web-2")

@@ -66,7 +66,7 @@ def naive(owner: Service, port: ServicePort, slices: list[EndpointSlice], *, int
     for target, _ in seen:
         rivals = [each for other, each in seen if other == target]
         rivals.sort(
-            key=lambda e: (e.node_name == "here", not e.terminating, e.ready, e.serving, e.zone_hints, e.node_hints)
+            key=lambda e: (not e.terminating, e.node_name == "here", e.ready, e.serving, e.zone_hints, e.node_hints)
         )
         merged[target] = rivals[-1]
     ready = {target for target, each in merged.items() if each.ready}

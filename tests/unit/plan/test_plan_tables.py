@@ -8,7 +8,16 @@ import pytest
 from simulate import CAPACITIES, NODE, TCP, Clock, Maps, endpoint, key, service, slice_of
 
 from kproxy_ebpf.errors import MapFullError
-from kproxy_ebpf.model.services import Endpoint, Service, ServiceName, ServicePort, SlicePort, packed, source_range
+from kproxy_ebpf.model.services import (
+    Endpoint,
+    Service,
+    ServiceName,
+    ServicePort,
+    SlicePort,
+    TrafficPolicy,
+    packed,
+    source_range,
+)
 from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags, FrontendKey, TableWrites
 from kproxy_ebpf.plan.ports import BACKEND_REST_SECONDS
 from kproxy_ebpf.plan.services import PlanSettings, plan_service
@@ -236,6 +245,20 @@ class TestRanges:
         assert {entry.network for entry in world.maps.contents.source_ranges} == {packed("11.0.0.0")}
         world.remove(balanced)
         assert not world.maps.contents.source_ranges
+
+
+class TestLocalPolicy:
+    def test_frontends_without_a_local_endpoint_are_counted(self, world: World) -> None:
+        local = service(internal_traffic_policy=TrafficPolicy.LOCAL)
+        world.set(local, endpoint(A, node_name="there"))
+        assert world.tables.without_local_endpoints() == 1
+        world.restart()
+        assert world.tables.without_local_endpoints() == 1
+        world.set(local, endpoint(A, node_name="there"), endpoint(B, node_name="here"))
+        assert world.tables.without_local_endpoints() == 0
+        world.set(local, endpoint(A, node_name="there"))
+        world.remove(local)
+        assert world.tables.without_local_endpoints() == 0
 
 
 class TestRestart:

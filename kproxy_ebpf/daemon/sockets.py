@@ -1,0 +1,109 @@
+"""The socket fast path of this node: whether it can be had, its programs on the cgroup tree, lost sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from kproxy_ebpf.datapath.build import FAMILIES
+from kproxy_ebpf.datapath.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.severing import Severing
+from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.model.tables import BackendState
+
+log = structlog.get_logger(__name__)
+
+_LOST = (BackendState.LEFT, BackendState.GONE)
+
+
+class Sockets:
+    """`problem` says why this node has no socket fast path, None where it has. `cgroup`: whose sockets, else all."""
+
+    def __init__(self, generation: Generation, cgroup: Path | None) -> None:
+        self.problem: str | None = None
+        self._links = generation.root / "links"
+        self._hooks: SocketHooks | None = None
+        self._is_attached = False
+        self._severing = _severing(generation)
+        self._lost: dict[int, set[int]] = {family: set() for family in FAMILIES}
+        self._wake = asyncio.Event()
+        self.host_cookie = 0
+        try:
+            self.host_cookie = netns_cookie()
+            self._hooks = SocketHooks(generation, find_cgroup(cgroup))
+        except (NodeError, OSError) as error:
+            self._lacking(error)
+
+    def attach(self) -> None:
+        """Bring the programs to the cgroup, or up to date. What goes wrong is in `problem`, as long as it does."""
+        if self._hooks is None:
+            return
+        try:
+            self._hooks.attach()
+        except OSError as error:
+            self._lacking(error)
+            return
+        self.problem = None
+        if not self._is_attached:
+            self._is_attached = True
+            log.info("socket programs attached", cgroup=str(self._hooks.cgroup))
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether programs are attached, be it another generation's."""
+        return is_attached(self._links)
+
+    def note(self, family: int, states: Mapping[int, tuple[int, int]]) -> None:
+        """These backends' states (id: state and flags) are in the maps: sockets of those that are lost are to end."""
+        lost = {number for number, (state, _) in states.items() if state in _LOST}
+        if lost:
+            self._lost[family] |= lost
+            self._wake.set()
+
+    async def sever(self) -> None:
+        """End the sockets of lost backends, for ever; at first those of all that were lost while no daemon ran."""
+        for family in self._severing:
+            await self._sever(family, None)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for family in self._severing:
+                lost, self._lost[family] = self._lost[family], set()
+                if lost:
+                    await self._sever(family, lost)
+
+    async def _sever(self, family: int, backend_ids: set[int] | None) -> None:
+        if not self.is_attached:
+            return
+        try:
+            count = await asyncio.to_thread(self._severing[family].sever, backend_ids)
+        except OSError as error:
+            log.warning("sockets whose backend is gone could not be ended", error=str(error))
+            return
+        if count:
+            log.info("sockets ended: their backends are gone", family=family, sockets=count)
+
+    def close(self) -> None:
+        for severing in self._severing.values():
+            severing.close()
+        if self._hooks is not None:
+            self._hooks.close()
+
+    def _lacking(self, error: Exception) -> None:
+        sentence = f"no socket fast path, tc does the whole job: {error}"
+        if sentence != self.problem:
+            log.warning(sentence)
+        self.problem = sentence
+
+
+def _severing(generation: Generation) -> dict[int, Severing]:
+    """By family; none where the kernel can't list sockets."""
+    try:
+        return {family: Severing(generation, family) for family in FAMILIES}
+    except OSError as error:
+        log.warning("open sockets will outlast their backends", error=str(error))
+        return {}

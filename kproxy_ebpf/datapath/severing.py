@@ -1,0 +1,125 @@
+"""The end of sockets that were translated at connect() and whose backend is gone: no packet of theirs passes a program
+that could tell them.
+
+Rules as for flows (SEMANTICS, connections over time): TCP ends with the backend's pod, UDP already where the backend
+has left its Service.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from struct import Struct
+
+from kproxy_ebpf.datapath import libbpf
+from kproxy_ebpf.datapath.bpf import Descriptor
+from kproxy_ebpf.datapath.codec import codec
+from kproxy_ebpf.datapath.contract import LISTING_PROGRAM
+from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.netns import entered, other_namespaces
+from kproxy_ebpf.datapath.sock_diag import TARGETS_MAX, Found, SockDiag, Target
+from kproxy_ebpf.model.tables import Backend, BackendState
+
+_U32 = Struct("=I")
+_LISTED = Struct("=QII")  # struct listed_socket
+_READ_BYTES = 1 << 16
+_TRACE_ITER = 28  # enum bpf_attach_type
+_ENDING = {
+    socket.IPPROTO_TCP: {BackendState.GONE},
+    socket.IPPROTO_UDP: {BackendState.GONE, BackendState.LEFT},
+}
+_SOCKET_FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
+"""Which sockets talk to backends of a family: those of IPv6 to IPv4 as well, by mapped addresses."""
+
+
+class Severing:
+    """Ends sockets of one address family's backends. Keeps the maps open; `close` when done.
+
+    Raises OSError where the kernel can't list the sockets.
+    """
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self._family = family
+        self._connections = generation.map("connections", family)
+        self._backends = generation.map("backends", family)
+        with generation.program(LISTING_PROGRAM, family) as program:
+            self._listing = _iterator(program.fd, self._connections.fd)
+
+    def sever(self, backend_ids: Collection[int] | None = None) -> int:
+        """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
+
+        Blocks for milliseconds, in a thread. Namespaces and sockets that end meanwhile are passed over. Raises OSError.
+        """
+        doomed: dict[int, BackendState] = {}
+        for cookie, backend_id, epoch in self._listed():
+            if backend_ids is None or backend_id in backend_ids:
+                backend = self._backend(backend_id)
+                # Another epoch: the id has been given away, so that backend has left or is gone, nobody knows which.
+                state = backend.state if backend and backend.epoch == epoch else BackendState.LEFT
+                if state in (BackendState.GONE, BackendState.LEFT):
+                    doomed[cookie] = BackendState(state)
+        if not doomed:
+            return 0
+        targets = self._targets(backend_ids) if backend_ids else []
+        return sum(self._sever_in(namespace, doomed, targets) for namespace in other_namespaces())
+
+    def close(self) -> None:
+        for descriptor in (self._connections, self._backends, self._listing):
+            descriptor.close()
+
+    def _listed(self) -> Iterator[tuple[int, int, int]]:
+        """(cookie, backend id, epoch) of each socket in `connections`, of all network namespaces."""
+        with Descriptor(libbpf.call("bpf_iter_create", "connections", self._listing.fd), "connections") as reading:
+            while data := os.read(reading.fd, _READ_BYTES // _LISTED.size * _LISTED.size):
+                yield from _LISTED.iter_unpack(data)
+
+    def _backend(self, backend_id: int) -> Backend | None:
+        row = self._backends.lookup(_U32.pack(backend_id))
+        return codec(self._family).unpack_backend(row) if row else None
+
+    def _targets(self, backend_ids: Collection[int]) -> list[Target]:
+        """Where their sockets are connected to; none, which is no filter, where that are too many."""
+        if len(backend_ids) > TARGETS_MAX:
+            return []
+        backends = filter(None, map(self._backend, backend_ids))
+        return [(backend.address, backend.port) for backend in backends]
+
+    def _sever_in(self, namespace: Path, doomed: dict[int, BackendState], targets: Sequence[Target]) -> int:
+        try:
+            with entered(namespace):
+                diag = SockDiag()
+        except OSError:  # its pod has ended
+            return 0
+        with diag:
+            return sum(
+                _destroy(diag, found)
+                for family in _SOCKET_FAMILIES[self._family]
+                for protocol, ending in _ENDING.items()
+                for found in list(diag.find(family, protocol, targets))
+                if doomed.get(found.cookie) in ending
+            )
+
+
+def _iterator(program_fd: int, map_fd: int) -> Descriptor:
+    """A link from which any number of walks through a map can be made."""
+    options = libbpf.LinkCreateOptions(
+        size=ctypes.sizeof(libbpf.LinkCreateOptions),
+        iter_info=ctypes.pointer(ctypes.c_uint32(map_fd)),
+        iter_info_size=_U32.size,
+    )
+    name = "iterator over connections"
+    return Descriptor(libbpf.call("bpf_link_create", name, program_fd, 0, _TRACE_ITER, ctypes.byref(options)), name)
+
+
+def _destroy(diag: SockDiag, found: Found) -> bool:
+    try:
+        diag.destroy(found)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # it has ended by itself
+            raise
+        return False
+    return True

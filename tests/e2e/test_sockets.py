@@ -1,0 +1,320 @@
+"""The socket fast path: what an application sees of its own sockets, and what the backend and the link see."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+import pytest
+from sockets import (
+    FORMS,
+    PORTS,
+    asked,
+    asked_by_datagram,
+    connected,
+    counted,
+    datagrams_since,
+    server_of,
+    socket_of,
+    vip_of,
+    written,
+)
+from worlds import TCP_PORT, UDP_PORT, in_worlds
+
+from kproxy_ebpf.datapath.flows import now_seconds
+from kproxy_ebpf.lab.manifests import EndpointSpec
+from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer
+from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.model.services import Protocol
+
+pytestmark = in_worlds("hybrid")
+
+MSG_FASTOPEN = 0x20000000
+IPPROTO_MPTCP = 262
+TARGET_PORT = 5353
+VIPS_OF_A_SOCKET = 8
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    """How the application writes addresses."""
+    return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attached_long_ago(world):
+    """Else datagrams of unconnected sockets would be the link's for two minutes."""
+    datagrams_since(world, 0)
+
+
+@pytest.fixture(scope="module")
+def service(world):
+    return world.service(world.webs)
+
+
+def test_a_connection_is_translated_once_and_shows_the_vip(world, service, form, protocol):
+    with counted(world, connected=1, balanced=0, translated=0, reversed=0):
+        vip, port = vip_of(service, form), PORTS[protocol]
+        with socket_of(world.client, vip, protocol) as handle:
+            handle.connect((vip, port))
+            assert handle.getpeername()[:2] == (vip, port)
+            answer = asked(handle, protocol)
+            assert handle.getpeername()[:2] == (vip, port)
+            assert answer.client == world.client.address(FORMS[form])
+            assert answer.server in {pod.name for pod in world.webs}
+            if protocol is Protocol.UDP:
+                handle.send(b"?")
+                assert handle.recvfrom(1000)[1][:2] == (vip, port)
+            assert not [row for row in world.daemon.json("flows") if str(answer.client_port) in row["client"]]
+
+
+def test_connections_are_spread(world, service, form, protocol):
+    assert {server_of(world, service, form, protocol) for _ in range(40)} == {"web1", "web2", "web3"}
+
+
+def test_a_backend_on_another_node_sees_the_pods_own_address(world, form, protocol):
+    service = world.service([world.lab.nodes["node2"].pods["far"]])
+    answer = ask(world.client, vip_of(service, form), PORTS[protocol], protocol)
+    assert (answer.server, answer.client) == ("far", world.client.address(FORMS[form]))
+
+
+def test_a_pod_reaches_itself(world, form, protocol):
+    web = world.webs[0]
+    service = world.service([web])
+    answer = ask(web, vip_of(service, form), PORTS[protocol], protocol)
+    assert (answer.server, answer.client) == (web.name, web.address(FORMS[form]))
+
+
+def test_refused_at_once_and_without_a_packet(world, service, form):
+    empty = world.service([])
+    for vip, port, verdict in (
+        (vip_of(empty, form), TCP_PORT, "rejected_no_backend"),
+        (vip_of(service, form), 4711, "rejected_undefined_port"),
+    ):
+        with counted(world, **{verdict: 1}, untouched=0), socket_of(world.client, vip) as handle:
+            assert handle.connect_ex((vip, port)) == errno.ECONNREFUSED
+
+
+def test_a_socket_that_was_refused_connects_later(world, form):
+    service = world.service([])
+    vip = vip_of(service, form)
+    with socket_of(world.client, vip) as handle:
+        assert handle.connect_ex((vip, TCP_PORT)) == errno.ECONNREFUSED
+        service.endpoints(world.webs[:1])
+        until(lambda: server_of(world, service, form) == "web1", "the endpoint to be in force")
+        handle.connect((vip, TCP_PORT))
+        assert read_answer(handle, 0).server == "web1"
+        assert handle.getpeername()[:2] == (vip, TCP_PORT)
+
+
+def test_a_refused_datagram_is_told_as_ever(world, form):
+    """An application expects connect() on UDP to succeed, and a socket that talks to many to hear of none."""
+    vip = vip_of(world.service([]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        handle.connect((vip, UDP_PORT))
+        handle.send(b"?")
+        with pytest.raises(ConnectionRefusedError):
+            handle.recv(100)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        for _ in range(3):
+            assert handle.sendto(b"?", (vip, UDP_PORT)) == 1
+
+
+def test_a_connection_that_failed_leaves_nothing(world, form):
+    """Its socket goes on to the pod itself, which must not be shown as the VIP."""
+    web = world.webs[0]
+    deaf = world.service([web], {"deaf": (90, "TCP", 9090)}, wait=False)
+    vip, own = vip_of(deaf, form), written(web.address(FORMS[form]), form)
+    until(lambda: "deaf" in str(world.daemon.json("services")), "the Service to be in force")
+    with socket_of(world.client, vip) as handle:
+        handle.settimeout(None)  # Python's time-out would make connect() two system calls
+        assert handle.connect_ex((vip, 90)) == errno.ECONNREFUSED
+        server = EchoServer(web, "late").listen(web.address(FORMS[form]), 9090)
+        try:
+            handle.connect((own, 9090))
+            assert handle.getpeername()[:2] == (own, 9090)
+            assert read_answer(handle, 0).server == "late"
+        finally:
+            server.close()
+
+
+def test_fast_open_by_sendto(world, service, form):
+    vip = vip_of(service, form)
+    with socket_of(world.client, vip) as handle:
+        handle.settimeout(None)
+        handle.sendto(b"early", MSG_FASTOPEN, (vip, TCP_PORT))
+        assert handle.getpeername()[:2] == (vip, TCP_PORT)
+        assert read_answer(handle, 0).server in {"web1", "web2", "web3"}
+
+
+def test_a_chosen_source_port_is_left_to_the_link(world, form, protocol):
+    """Two sockets with one port, one backend behind two VIPs: tc tells them apart, at the socket they would collide."""
+    services = [world.service(world.webs[:1]) for _ in range(2)]
+    port = 21500 + 10 * list(FORMS).index(form) + protocol
+    own = written(world.client.address(FORMS[form]), form)
+    with (
+        counted(world, connected=0, balanced=2),
+        socket_of(world.client, own, protocol) as first,
+        socket_of(world.client, own, protocol) as second,
+    ):
+        for handle, each in ((first, services[0]), (second, services[1])):
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            handle.bind((own, port))
+            handle.connect((vip_of(each, form), PORTS[protocol]))
+            assert handle.getpeername()[0] == vip_of(each, form)
+        assert len({asked(handle, protocol).client_port for handle in (first, second)}) == 2
+
+
+def test_datagrams_of_one_socket_to_several_vips(world, form):
+    services = [world.service([pod]) for pod in world.webs]
+    vips = [vip_of(service, form) for service in services]
+    with socket_of(world.client, vips[0], Protocol.UDP) as handle, counted(world, connected=3, balanced=0):
+        for number in range(9):
+            vip = vips[number % 3]
+            assert asked_by_datagram(handle, vip) == (world.webs[number % 3].name, (vip, UDP_PORT))
+
+
+def test_datagrams_of_one_socket_to_one_vip_go_to_one_backend(world, service, form):
+    vip = vip_of(service, form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        assert len({asked_by_datagram(handle, vip) for _ in range(20)}) == 1
+
+
+def test_two_vips_of_one_backend_are_told_apart(world, form):
+    vips = [vip_of(world.service(world.webs[:1]), form) for _ in range(2)]
+    with socket_of(world.client, vips[0], Protocol.UDP) as handle, counted(world, connected=1, balanced=1):
+        for _ in range(3):
+            for vip in vips:
+                assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
+
+
+def test_a_backend_itself_and_its_vip_are_told_apart(world, form):
+    vip, own = vip_of(world.service(world.webs[:1]), form), written(world.webs[0].address(FORMS[form]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        for _ in range(3):
+            assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
+            assert asked_by_datagram(handle, own, TARGET_PORT) == ("web1", (own, TARGET_PORT))
+
+
+def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
+    far = world.lab.nodes["node2"].pods["far"]
+    ports = {f"p{number}": (5000 + number, "UDP", 7000 + number) for number in range(VIPS_OF_A_SOCKET + 2)}
+    server = EchoServer(far, "many")
+    for _, _, target in ports.values():
+        server.listen(far.address(FORMS[form]), target, Protocol.UDP)
+    service = world.service([far], ports, wait=False)
+    vip = vip_of(service, form)
+    try:
+        until(lambda: ask(world.client, vip, 5009, Protocol.UDP, timeout=0.3), "the Service to be in force")
+        with (
+            socket_of(world.client, vip, Protocol.UDP) as handle,
+            counted(world, connected=VIPS_OF_A_SOCKET, balanced=2),
+        ):
+            for port in [*range(5000, 5010), *range(5000, 5010)]:
+                assert asked_by_datagram(handle, vip, port) == ("many", (vip, port))
+    finally:
+        server.close()
+
+
+def test_what_may_be_in_mid_flow_stays_with_the_link(world, service, form):
+    """A socket that has sent before the programs came, and goes on to do so."""
+    vip = vip_of(service, form)
+    try:
+        datagrams_since(world, now_seconds() + 100)
+        with socket_of(world.client, vip, Protocol.UDP) as old, socket_of(world.client, vip, Protocol.UDP) as new:
+            with counted(world, connected=0, balanced=1):
+                before = asked_by_datagram(old, vip)
+            datagrams_since(world, 0)
+            with counted(world, connected=1, balanced=0):
+                assert {asked_by_datagram(old, vip) for _ in range(10)} == {before}
+                asked_by_datagram(new, vip)
+    finally:
+        datagrams_since(world, 0)
+
+
+def test_a_socket_that_is_connected_anew_forgets_the_old_peer(world, form):
+    first, second = (world.service([pod]) for pod in world.webs[:2])
+    own = written(world.webs[0].address(FORMS[form]), form)
+    with connected(world, first, form, Protocol.UDP) as handle:
+        handle.connect((vip_of(second, form), UDP_PORT))
+        assert handle.getpeername()[0] == vip_of(second, form)
+        assert asked(handle, Protocol.UDP).server == "web2"
+        handle.connect((own, TARGET_PORT))
+        assert handle.getpeername()[:2] == (own, TARGET_PORT)
+        handle.send(b"?")
+        assert handle.recvfrom(1000)[1][:2] == (own, TARGET_PORT)
+
+
+def test_a_connected_socket_may_name_its_peer(world, service, form):
+    with connected(world, service, form, Protocol.UDP) as handle:
+        servers = {asked_by_datagram(handle, vip_of(service, form)) for _ in range(10)}
+        assert len(servers) == 1
+        assert servers.pop()[1] == (vip_of(service, form), UDP_PORT)
+
+
+def test_a_socket_whose_connection_was_dissolved_shows_who_answers(world, form):
+    service, own = world.service(world.webs[:1]), written(world.webs[0].address(FORMS[form]), form)
+    with connected(world, service, form, Protocol.UDP) as handle:
+        nobody = struct.pack("=H26x", socket.AF_UNSPEC)
+        assert ctypes.CDLL(None).connect(handle.fileno(), nobody, len(nobody)) == 0
+        assert asked_by_datagram(handle, own, TARGET_PORT) == ("web1", (own, TARGET_PORT))
+
+
+def test_affinity_is_the_links_in_both_modes(world, family, protocol):
+    """Keyed by the client's address, which is not known at connect(): the link decides, so no switch moves a client."""
+    service = world.service(world.webs, sessionAffinity="ClientIP")
+    seen = set()
+    for mode in ("hybrid", "tc", "hybrid"):
+        world.daemon.settings({"mode": mode})
+        until(lambda mode=mode: world.daemon.json("status")["daemon"]["settings"]["mode"] == mode, f"mode {mode}")
+        seen |= {ask(world.client, service.vip(family), PORTS[protocol], protocol).server for _ in range(15)}
+    assert len(seen) == 1
+
+
+def test_source_ranges_hold(world, family):
+    external = {4: "192.0.2.77", 6: "2001:db8::77"}[family]
+    inside = f"{world.client.address(family)}/{ {4: 32, 6: 128}[family] }"
+    service = world.service(
+        world.webs,
+        wait=False,
+        type="LoadBalancer",
+        loadBalancerSourceRanges=[inside],
+        ingress=[external],
+    )
+    try:
+        until(lambda: ask(world.client, external, TCP_PORT, timeout=0.5), "the Service to be in force")
+        with pytest.raises(TimeoutError):
+            ask(world.webs[0], external, TCP_PORT, timeout=0.5)
+    finally:
+        service.remove()
+
+
+def test_what_a_traffic_policy_drops_times_out(world, family, protocol):
+    far = world.lab.nodes["node2"].pods["far"]
+    members = [EndpointSpec(far.ip4, node_name="node2"), EndpointSpec(far.ip6, node_name="node2")]
+    service = world.service(members, wait=False, internalTrafficPolicy="Local")
+    until(lambda: service.name in str(world.daemon.json("services")), "the Service to be in force")
+    with pytest.raises(TimeoutError):
+        ask(world.client, service.vip(family), PORTS[protocol], protocol, timeout=0.5)
+
+
+def test_sockets_of_the_host_network_are_left_alone(world, service, form, protocol):
+    """hostNetwork pods are processes in the node's network namespace, in cgroups like any other."""
+    vip = vip_of(service, form)
+    with counted(world, connected=0), socket_of(world.node, vip, protocol) as handle:
+        handle.connect((vip, PORTS[protocol])) if protocol is Protocol.UDP else handle.connect_ex((vip, TCP_PORT))
+        handle.sendto(b"?", (vip, UDP_PORT)) if protocol is Protocol.UDP else None
+
+
+def test_mptcp_is_left_to_the_link(world, service, family):
+    """Its socket is another than those that connect."""
+    with world.client.socket(
+        {4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM, IPPROTO_MPTCP
+    ) as handle:
+        handle.settimeout(2)
+        handle.connect((service.vip(family), TCP_PORT))
+        assert read_answer(handle, 0).server in {"web1", "web2", "web3"}
+        echo(handle, b"and on")
+        assert handle.getpeername()[0] == service.vip(family)
