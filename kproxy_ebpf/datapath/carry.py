@@ -39,12 +39,21 @@ def carry_service_tables(old: Path, new: Path) -> bool:
                 passage = stack.enter_context(Passage(old, new, name, family))
                 passage.require_room()
             except Stays as reason:
-                _tell(old, name, family, reason)
+                _tell(old, pinned_name(name, family), reason)
                 return False
             passages.append(passage)
         for passage in passages:
             passage.copy()
     return True
+
+
+def carry_settings(old: Path, new: Path) -> None:
+    """Copy what the programs read while they run, if it is not shared: new connections meet what they met before."""
+    try:
+        with Passage(old, new, "settings") as passage:
+            passage.copy()
+    except Stays as reason:
+        _tell(old, "settings", reason)
 
 
 def carry_flows(old: Path, new: Path) -> None:
@@ -71,13 +80,13 @@ def shares_flows(old: Path, new: Path) -> bool:
 class Passage:
     """From one table to its namesake; nothing happens where both are one map. A context manager."""
 
-    def __init__(self, old: Path, new: Path, name: str, family: int) -> None:
-        """Raises Stays, OSError."""
-        pinned = pinned_name(name, family)
+    def __init__(self, old: Path, new: Path, name: str, family: int | None = None) -> None:
+        """`family` for all but the shared maps. Raises Stays, OSError."""
+        pinned = pinned_name(name, family) if family else name
         theirs, ours = read_layouts(old).get(pinned), own_layouts()[pinned]
         if theirs is None or not (old / "maps" / pinned).exists():
             raise Stays("it is not there, or its layout is not known")
-        self._flow = layouts(family).Flow if name == "flows" else None
+        self._flow = layouts(family).Flow if family and name == "flows" else None
         self._old, self._new = Map.open(old / "maps" / pinned), Map.open(new / "maps" / pinned)
         before, after = self._old.info, self._new.info
         self._is_shared = before.id == after.id
@@ -162,13 +171,12 @@ def _fetch(old: Path, new: Path, name: str, family: int) -> bool:
         with Passage(old, new, name, family) as passage:
             passage.add_missing()
     except Stays as reason:
-        _tell(old, name, family, reason)
+        _tell(old, pinned_name(name, family), reason)
         return False
     return True
 
 
-def _tell(old: Path, name: str, family: int, reason: Stays) -> None:
-    table = pinned_name(name, family)
+def _tell(old: Path, table: str, reason: Stays) -> None:
     log.warning("a table is not carried over", table=table, generation=old.name, reason=str(reason))
 
 

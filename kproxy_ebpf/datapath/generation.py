@@ -29,7 +29,7 @@ import structlog
 from kproxy_ebpf.datapath import bpffs
 from kproxy_ebpf.datapath.bpf import Map, Program
 from kproxy_ebpf.datapath.build import FAMILIES, build
-from kproxy_ebpf.datapath.carry import carry_flows, carry_service_tables, fetch_flows, shares_flows
+from kproxy_ebpf.datapath.carry import carry_flows, carry_service_tables, carry_settings, fetch_flows, shares_flows
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
     LINK_HOOKS,
@@ -195,6 +195,8 @@ def _build_beside(root: Path, source: Source, previous: Generation | None) -> Ge
             (folder / name).mkdir(mode=0o700)
         build(source, folder, previous.path if previous else None)
         _check_complete(Generation(folder))
+        if previous is not None:
+            carry_settings(previous.path, folder)
         ready = previous is not None and carry_service_tables(previous.path, folder)
         if done.exists():  # never in force, incomplete, or one that still serves flows of its own
             shutil.rmtree(root / f"{_OLD}{source.digest}", ignore_errors=True)

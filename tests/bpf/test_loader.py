@@ -310,6 +310,28 @@ def test_entries_of_another_layout_are_carried_over_by_field(
     assert not filled.path.exists()
 
 
+def test_what_is_switched_stays_switched(filled: Generation, bpffs: Path, small: Constants, sources: Path) -> None:
+    """New connections must not miss the programs until the daemon has read its settings."""
+    with LiveSettings(filled) as live:
+        live.switch(Switches.TC)
+    with filled.map("settings") as settings:
+        value = settings.lookup(bytes(4)) or b""
+        settings.update(bytes(4), value[4:8] + value[:4] + value[8:])
+
+    def exchange(text: dict[str, dict[str, dict[str, list[int]]]]) -> None:
+        fields = text["settings"]["value"]
+        fields["switches"], fields["events_level"] = fields["events_level"], fields["switches"]
+
+    relayout(filled, exchange)
+    change(sources, "#include", "/* another text */\n#include")
+    second = ensure(bpffs, small, sources)
+    assert ids(second)["settings"] != ids(filled)["settings"]
+    with LiveSettings(second) as live:
+        assert live.switches() == Switches.TC
+    with filled.map("settings") as settings:
+        settings.update(bytes(4), bytes(len(value)))
+
+
 def same(old: dict[str, int], new: dict[str, int]) -> set[str]:
     return {name for name in old if old[name] == new[name]}
 

@@ -53,6 +53,7 @@ SCHEMA: list[Edit] = [
     ("kproxy_ebpf/datapath/codec.py", 'Struct("=5I")', 'Struct("=4x5I")'),
     ("kproxy_ebpf/datapath/flows.py", "=IIIIBBxxI", "=4xIIIIBBxxI"),
     ("kproxy_ebpf/datapath/flows.py", "backend_id, epoch, seen", "epoch, backend_id, seen"),
+    ("kproxy_ebpf/datapath/flows.py", "(flow.backend_id, flow.epoch,", "(flow.epoch, flow.backend_id,"),
     ("kproxy_ebpf/datapath/sweep.py", "xB3x8xI", "xB3x12xI"),
 ]
 
