@@ -60,6 +60,11 @@ class Pods:
         return bool(self._wanted & Switches.TC)
 
     @property
+    def cgroup(self) -> str | None:
+        """Where the socket programs are attached."""
+        return self._datapath.sockets.cgroup
+
+    @property
     def _wanted(self) -> Switches:
         return switches_of(self._keeper.current.mode, has_sockets=self._datapath.sockets.problem is None)
 
