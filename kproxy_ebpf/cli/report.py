@@ -59,6 +59,8 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "settings    " + " ".join(f"{key}={_setting_text(value)}" for key, value in daemon["settings"].items())
     if daemon.get("links"):
         yield f"links       {', '.join(daemon['links'])}"
+    if daemon.get("cgroup"):
+        yield f"sockets     of {daemon['cgroup']}"
     for sentence in _complaints(daemon, health):
         yield f"problem     {sentence}"
     yield f"generation  {report['generation'] or 'nothing is pinned'}"

@@ -191,6 +191,7 @@ class Daemon:
             "settings": self.keeper.current.plain(),
             "synced": reconciler.first_sync_done,
             "links": sorted(pods.links.attached.values()),
+            "cgroup": pods.cgroup,
             "refused": [
                 {"object": str(refused.ref), "reason": refused.reason}
                 for refused in reconciler.snapshot.refused.values()

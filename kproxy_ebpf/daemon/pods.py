@@ -65,6 +65,11 @@ class Pods:
         return bool(self._wanted & _AT_LINKS)
 
     @property
+    def cgroup(self) -> str | None:
+        """Where the socket programs are attached."""
+        return self._datapath.sockets.cgroup
+
+    @property
     def _wanted(self) -> Switches:
         return switches_of(self._keeper.current, has_sockets=self._datapath.sockets.problem is None)
 

@@ -53,6 +53,11 @@ class Sockets:
             log.info("socket programs attached", cgroup=str(self._hooks.cgroup))
 
     @property
+    def cgroup(self) -> str | None:
+        """Whose sockets the programs are attached to; None while they are not."""
+        return str(self._hooks.cgroup) if self._hooks is not None and self.is_attached else None
+
+    @property
     def is_attached(self) -> bool:
         """Whether programs are attached, be it another generation's."""
         return is_attached(self._links)

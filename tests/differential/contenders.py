@@ -1,6 +1,6 @@
-"""Three nodes that all claim to be the Node "worker": ours, and one for each mode of the real kube-proxy.
+"""Four nodes that all claim to be the Node "worker": two of ours, and one for each mode of the real kube-proxy.
 
-They see the same objects, so they must answer alike. The endpoints stand on a fourth node, so that what is local is
+They see the same objects, so they must answer alike. The endpoints stand on a fifth node, so that what is local is
 only what their slices say.
 """
 
@@ -24,12 +24,13 @@ from kproxy_ebpf.lab.traffic import EchoServer, ask
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-OURS = "ours"
+OURS, OURS_AT_TC = "ours", "ours-tc"
+OUR_MODES = {OURS: "hybrid", OURS_AT_TC: "tc"}
 MODES = ("nftables", "iptables")
 NODE_ADDRESSES = {
     4: "10.200.1.1",
     6: "fd00:200:1::1",
-}  # on each of the three: kube-proxy takes node ports on these only
+}  # on each of the four: kube-proxy takes node ports on these only
 UNALLOCATED = {4: "10.96.255.250", 6: "fd00:10:96::fffa"}
 PODS = ("e1", "e2", "e3", "e4")
 TARGET_PORTS = (8080, 8443)
@@ -59,8 +60,8 @@ class Made:
 class ApiDaemon(Daemon):
     """Our daemon, fed by the API server; it speaks for the Node "worker"."""
 
-    def __init__(self, node: Node, control: ControlPlane) -> None:
-        super().__init__(node)
+    def __init__(self, node: Node, control: ControlPlane, mode: str = "hybrid") -> None:
+        super().__init__(node, settings={"mode": mode})
         self.control = control
 
     def arguments(self) -> list[str]:
@@ -72,12 +73,12 @@ class ApiDaemon(Daemon):
 
 
 class Contenders:
-    """The lab, the control plane, the objects of all cases, and the three clients."""
+    """The lab, the control plane, the objects of all cases, and the four clients."""
 
     def __init__(self, lab: Lab, control: ControlPlane) -> None:
         self.lab = lab
         self.control = control
-        self.nodes = {name: lab.node(name) for name in (OURS, *MODES)}
+        self.nodes = {name: lab.node(name) for name in (*OUR_MODES, *MODES)}
         self.clients = {name: node.pod("client") for name, node in self.nodes.items()}
         ends = lab.node("ends")
         self.pods: dict[str, Pod] = {name: ends.pod(name) for name in PODS}
@@ -88,7 +89,7 @@ class Contenders:
             node.ip(*(f"addr add {address} dev lo" for address in NODE_ADDRESSES.values()))
         self._post_nodes()
         self.proxies = [KubeProxy(self.nodes[mode], control, mode, node_name=HERE) for mode in MODES]
-        self.daemon = ApiDaemon(self.nodes[OURS], control)
+        self.daemons = [ApiDaemon(self.nodes[name], control, mode) for name, mode in OUR_MODES.items()]
 
     def start(self, cases: Iterable[Case]) -> None:
         """Build every case, start the contenders, wait until all of them serve what was built last."""
@@ -96,7 +97,8 @@ class Contenders:
             self.made[case.name] = self.build(case, number)
         for proxy in self.proxies:
             proxy.start()
-        self.daemon.start()
+        for daemon in self.daemons:
+            daemon.start()
         last = self.build(Case("last", ((End(PODS[0]),),)), 250)
         for name, client in self.clients.items():
             for family in (4, 6):
@@ -208,8 +210,9 @@ class Contenders:
         self.control.api("POST", object_path("EndpointSlice"), body)
 
     def close(self) -> None:
-        if self.daemon.process is not None:
-            self.daemon.stop()
+        for daemon in self.daemons:
+            if daemon.process is not None:
+                daemon.stop()
         for proxy in self.proxies:
             if proxy.process is not None:
                 proxy.stop()

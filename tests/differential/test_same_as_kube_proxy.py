@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from cases import CASES, HERE, OTHER_ZONE, ZONE, Ask, Case
-from contenders import OURS, SYNC_SECONDS, Contenders
+from contenders import OUR_MODES, SYNC_SECONDS, Contenders, Seen
 
 from kproxy_ebpf.lab.control_plane import object_path
 from kproxy_ebpf.lab.wait import until
@@ -26,17 +26,20 @@ QUESTIONS = [
 @pytest.mark.parametrize(("case", "question"), QUESTIONS)
 def test_same_as_kube_proxy(world: Contenders, case: Case, question: Ask, family: int, protocol: Protocol) -> None:
     seen = world.observe_all(world.made[case.name], question, family, protocol)
-    ours = seen.pop(OURS)
-    for mode in question.alike:
-        theirs = seen[mode]
-        if case.spec.get("sessionAffinity") == "ClientIP":
-            assert len(ours.endpoints) == len(theirs.endpoints) == 1, f"{mode}: one client, one endpoint"
-            continue
-        assert ours.endpoints == theirs.endpoints, mode
-        if question.source and theirs.source:
-            assert (ours.source, theirs.source) == (question.source, "node"), f"{mode}: better here, or no longer?"
-        else:
-            assert ours.source == theirs.source, mode
+    for name, our_mode in OUR_MODES.items():
+        for mode in question.alike:
+            compare(case, question, seen[name], seen[mode], f"{our_mode} and {mode}")
+
+
+def compare(case: Case, question: Ask, ours: Seen, theirs: Seen, modes: str) -> None:
+    if case.spec.get("sessionAffinity") == "ClientIP":
+        assert len(ours.endpoints) == len(theirs.endpoints) == 1, f"{modes}: one client, one endpoint"
+        return
+    assert ours.endpoints == theirs.endpoints, modes
+    if question.source and theirs.source:
+        assert (ours.source, theirs.source) == (question.source, "node"), f"{modes}: better here, or no longer?"
+    else:
+        assert ours.source == theirs.source, modes
 
 
 @pytest.fixture

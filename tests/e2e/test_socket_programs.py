@@ -157,9 +157,10 @@ def test_curl(world, family):
 
 
 def test_dig(world, family, resolver):
+    """It binds its sockets to a port first: they are the link's."""
     _, vip = resolver
     for flags in ((), ("+tcp",)):
-        with counted(world, connected=1, balanced=0):
+        with counted(world, connected=0, balanced=1):
             told = world.client.run(["dig", f"@{vip}", *flags, "+tries=1", "+time=2", "web.test"]).stdout
         assert NAME_ADDRESS in told
         assert f"SERVER: {vip}#53" in told

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import socket
 import struct
+import subprocess
 
 import pytest
 from sockets import (
@@ -23,7 +25,10 @@ from sockets import (
 )
 from worlds import TCP_PORT, UDP_PORT, in_worlds
 
+from kproxy_ebpf.datapath.contract import Settings
 from kproxy_ebpf.datapath.flows import now_seconds
+from kproxy_ebpf.datapath.generation import current
+from kproxy_ebpf.lab.daemon import COMMAND
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer
 from kproxy_ebpf.lab.wait import until
@@ -70,6 +75,29 @@ def test_a_connection_is_translated_once_and_shows_the_vip(world, service, form,
             assert not [row for row in world.daemon.json("flows") if str(answer.client_port) in row["client"]]
 
 
+def test_status_and_monitor_tell_of_sockets(world, service, family):
+    status = world.daemon.command("status").stdout
+    assert f"sockets     of {world.node.cgroup.folder}\n" in status
+    assert world.daemon.json("status")["verdicts"]["connected"]["packets"] > 0
+    process = world.node.popen(
+        [COMMAND, "monitor", "--bpffs", world.daemon.bpffs, "-o", "json"], stdout=subprocess.PIPE
+    )
+    try:
+        until(lambda: settings_of(world).events_level, "monitor to listen")
+        with connected(world, service, {4: "ipv4", 6: "ipv6"}[family]):
+            row = json.loads(process.stdout.readline())
+    finally:
+        world.node.end(process)
+    assert (row["link"], row["direction"], row["verdict"]) == ("socket", "at_socket", "connected")
+    assert service.vip(family) in row["destination"]
+    assert row["to_destination"] != row["destination"]
+
+
+def settings_of(world):
+    with current(world.daemon.bpffs).map("settings") as settings:
+        return Settings.from_buffer_copy(settings.lookup(bytes(4)))
+
+
 def test_connections_are_spread(world, service, form, protocol):
     assert {server_of(world, service, form, protocol) for _ in range(40)} == {"web1", "web2", "web3"}
 
@@ -87,13 +115,13 @@ def test_a_pod_reaches_itself(world, form, protocol):
     assert (answer.server, answer.client) == (web.name, web.address(FORMS[form]))
 
 
-def test_refused_at_once_and_without_a_packet(world, service, form):
+def test_refused_at_once(world, service, form):
     empty = world.service([])
     for vip, port, verdict in (
         (vip_of(empty, form), TCP_PORT, "rejected_no_backend"),
         (vip_of(service, form), 4711, "rejected_undefined_port"),
     ):
-        with counted(world, **{verdict: 1}, untouched=0), socket_of(world.client, vip) as handle:
+        with counted(world, **{verdict: 1}), socket_of(world.client, vip) as handle:
             assert handle.connect_ex((vip, port)) == errno.ECONNREFUSED
 
 
