@@ -7,6 +7,7 @@ tests/unit/test_contract.py compares the two halves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -381,6 +382,10 @@ def layouts(family: int) -> Layouts:
     )
 
 
+def _peers(peer: type) -> Iterator[tuple[str, type]]:
+    return ((f"peer{number}", peer) for number in range(PEERS_MAX))
+
+
 def entries(family: int) -> dict[str, tuple[Any, Any]]:
     """The types of keys and values of each map that another generation may take over or read, by its C name.
 
@@ -395,7 +400,7 @@ def entries(family: int) -> dict[str, tuple[Any, Any]]:
         "flows": (these.Tuple, these.Flow),
         "affinity": (these.AffinityKey, these.Affinity),
         "connections": (c_uint32, these.Peer),
-        "peers": (c_uint32, _structure("Peers", *((f"peer{number}", these.Peer) for number in range(PEERS_MAX)))),
+        "peers": (c_uint32, _structure("Peers", ("lock", c_uint32), ("pad", c_uint32), *_peers(these.Peer))),
         "pod_links": (c_uint32, these.PodLink),
         "pods": (c_uint8 * address_bytes(family), Pod),
         "host_flows": (these.Tuple, HostFlow),

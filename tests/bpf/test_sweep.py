@@ -49,8 +49,8 @@ def test_established_connections_live_through_a_sweep_and_closed_ones_go(
         Step(FROM_POD, tcp(other, VIP, "R", seq=101), Verdict.TRANSLATED, tcp(other, BACKEND, "R", seq=101)),
     )
     datapath.age(11)
-    assert sweep(generation, datapath.family) == (4, 0, 1024), "there is room"
-    assert sweep(generation, datapath.family, share=0.0) == (4, 2, 1024)
+    assert sweep(generation, datapath.family)[:3] == (4, 0, 1024), "there is room"
+    assert sweep(generation, datapath.family, share=0.0)[:3] == (4, 2, 1024)
     datapath.play(sent("A"), received("A"))
     assert datapath.flow(other, VIP, FROM_POD) is None
 
