@@ -172,6 +172,7 @@ struct pod_link {
 	struct address pod;	/* the pod's address; zeros where none is known */
 	__u8 router_mac[6];	/* what the pod addresses for the host to route */
 	__u16 pad;
+	__u32 netns_id;		/* the pod's network namespace, as the host's numbers it */
 };
 
 /* pods: local pods by address, as routes, neighbours and bridges of the host tell, never what a pod says. */
@@ -308,7 +309,7 @@ ASSERT_OFFSET(flow, ifindex, 2 * ADDRESS_BYTES + 32);
 ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 36);
 ASSERT_OFFSET(pod_link, flows, 8);
 ASSERT_OFFSET(pod_link, pod, 32);
-ASSERT_SIZE(pod_link, ADDRESS_BYTES + 40);
+ASSERT_SIZE(pod_link, ADDRESS_BYTES + 44);
 ASSERT_SIZE(pod, 12);
 ASSERT_SIZE(host_flow, 8);
 ASSERT_OFFSET(peer, vip_port_be, 2 * ADDRESS_BYTES);

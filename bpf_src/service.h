@@ -125,6 +125,39 @@ static __always_inline struct choice choose_backend(const struct tuple *tuple, _
 	return choose_from(find_frontend(tuple), tuple, now);
 }
 
+/* Has the client a connection without a VIP that has this tuple already? The socket path makes such ones, and so may the pod. */
+static __always_inline bool is_tuple_of_a_socket(const struct packet *packet, const struct tuple *tuple)
+{
+	if (tuple->protocol != IPPROTO_TCP || !packet->link)
+		return false;
+	struct bpf_sock_tuple answer = {};
+#if IP_FAMILY == 4
+	__u32 bytes = sizeof(answer.ipv4);
+	answer.ipv4.saddr = tuple->destination.words[0];
+	answer.ipv4.daddr = tuple->source.words[0];
+	answer.ipv4.sport = tuple->destination_port_be;
+	answer.ipv4.dport = tuple->source_port_be;
+#else
+	__u32 bytes = sizeof(answer.ipv6);
+	__builtin_memcpy(answer.ipv6.saddr, &tuple->destination, ADDRESS_BYTES);
+	__builtin_memcpy(answer.ipv6.daddr, &tuple->source, ADDRESS_BYTES);
+	answer.ipv6.sport = tuple->destination_port_be;
+	answer.ipv6.dport = tuple->source_port_be;
+#endif
+	struct bpf_sock *socket = bpf_skc_lookup_tcp(packet->skb, &answer, bytes, packet->link->netns_id, 0);
+
+	if (!socket)
+		return false;
+	bool is_listening = socket->state == BPF_TCP_LISTEN;
+	bpf_sk_release(socket);
+	return !is_listening;
+}
+
+static __always_inline __be16 random_source_port(void)
+{
+	return htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
+}
+
 /* May the entry that stands at our reply's key be replaced? It is what is left of this very connection, or it is over. */
 static __always_inline bool is_replaceable(const struct flow *existing, const struct tuple *key, __u32 now)
 {
@@ -150,7 +183,7 @@ static __always_inline enum verdict insert_reply(struct flow *flow, const struct
 		is_free = !existing || is_replaceable(existing, key, now);
 		if (is_free)
 			break;
-		flow->to.source_port_be = htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
+		flow->to.source_port_be = random_source_port();
 	}
 	if (!is_free)
 		return VERDICT_DROPPED_NO_SOURCE_PORT;
@@ -208,6 +241,8 @@ static __always_inline enum verdict create_flow(const struct packet *packet, __u
 			flow->flags = FLOW_HAIRPIN;
 		}
 	}
+	if (backend_id && is_tuple_of_a_socket(packet, &flow->to))
+		flow->to.source_port_be = random_source_port();
 	enum verdict verdict = insert_reply(flow, &packet->tuple, now);
 	if (verdict == VERDICT_BALANCED && flows.update((struct tuple *)&packet->tuple, flow))
 		verdict = VERDICT_DROPPED_FLOW_TABLE_FULL;

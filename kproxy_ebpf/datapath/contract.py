@@ -378,6 +378,7 @@ def layouts(family: int) -> Layouts:
             ("pod", address),
             ("router_mac", c_uint8 * 6),
             ("pad", c_uint16),
+            ("netns_id", c_uint32),
         ),
     )
 

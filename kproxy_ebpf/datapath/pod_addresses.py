@@ -33,6 +33,7 @@ class Port(NamedTuple):
     bridge: int  # that it is a port of, or 0
     mac: bytes
     router_mac: bytes  # of the link, or of its bridge
+    netns_id: int
 
 
 Claims = dict[bytes, set[int]]
@@ -68,7 +69,7 @@ class PodAddresses:
             bridge = message.get_attr("IFLA_MASTER") or 0
             router_mac = bridges.get(bridge, b"") if bridge else _mac(message)
             if _is_plain_veth(message) and router_mac and (mac := self._mac_behind(route, ifindex, message)):
-                ports[ifindex] = Port(ifindex, bridge, mac, router_mac)
+                ports[ifindex] = Port(ifindex, bridge, mac, router_mac, message.get_attr("IFLA_LINK_NETNSID"))
         return ports
 
     def _mac_behind(self, route: IPRoute, ifindex: int, message: Message) -> bytes:
@@ -87,7 +88,8 @@ def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[
     """What the programs are told of the ports, given one family's addresses."""
     pods = {ifindex: address for address, ifindex in addresses.items()}
     return {
-        port.ifindex: LinkFacts(pods.get(port.ifindex, b""), port.bridge, port.router_mac) for port in ports.values()
+        port.ifindex: LinkFacts(pods.get(port.ifindex, b""), port.bridge, port.router_mac, port.netns_id)
+        for port in ports.values()
     }
 
 

@@ -30,11 +30,13 @@ class Kind(StrEnum):
 class LinkFacts(NamedTuple):
     """What the programs are told of a link. `pod`: the pod's address, packed; b"" where none is known. `bridge`: the
     ifindex of the bridge that the link is a port of, or 0. `router_mac`: what the pod addresses for the host to route.
+    `netns_id`: the pod's network namespace, as the host's numbers it.
     """
 
     pod: bytes
     bridge: int
     router_mac: bytes
+    netns_id: int
 
 
 class PodLinkTable:
@@ -46,7 +48,7 @@ class PodLinkTable:
         self._step = self._array.stride // _WORD
         layout, size = layouts(family).PodLink, address_bytes(family)
         self._standings = {kind: getattr(layout, kind).offset // _WORD for kind in Kind}
-        self._facts = struct.Struct(f"={size}s6sxx")
+        self._facts = struct.Struct(f"={size}s6sxxI")
         self._facts_at = layout.pod.offset // _WORD
 
     def links(self) -> dict[int, LinkFacts]:
@@ -114,14 +116,14 @@ class PodLinkTable:
 
     def _read(self, words: memoryview, base: int) -> LinkFacts:
         at = base + self._facts_at
-        pod, mac = self._facts.unpack(words[at : at + self._facts.size // _WORD].tobytes())
-        return LinkFacts(pod if any(pod) else b"", words[base + 1], mac)
+        pod, mac, netns_id = self._facts.unpack(words[at : at + self._facts.size // _WORD].tobytes())
+        return LinkFacts(pod if any(pod) else b"", words[base + 1], mac, netns_id)
 
     def _write(self, words: memoryview, base: int, ifindex: int, facts: LinkFacts) -> None:
         for kind in Kind:
             self._unsettle(words, base, kind)
         words[base + 1] = facts.bridge
         at = base + self._facts_at
-        packed = memoryview(self._facts.pack(facts.pod, facts.router_mac)).cast("I")
+        packed = memoryview(self._facts.pack(facts.pod, facts.router_mac, facts.netns_id)).cast("I")
         words[at : at + len(packed)] = packed
         words[base] = ifindex

@@ -204,3 +204,15 @@ def test_the_client_port_of_a_connection_to_the_vip_is_free_for_one_to_the_backe
         assert answer.server == web.name
         if not closed:
             echo(through_vip, b"still through the VIP")
+
+
+def test_a_connection_through_the_vip_with_the_port_of_an_open_direct_one(world, family):
+    """The other order: the socket path makes such connections all the time, and leaves no flow."""
+    web = world.webs[0]
+    service = world.service([web])
+    source_port = SOURCE_PORT + 200 + family
+    with opened(world.client, web.address(family), 8080, source_port=source_port) as direct:
+        read_answer(direct, 0)
+        answer = ask(world.client, service.vip(family), 80, source_port=source_port)
+        assert (answer.server, answer.client_port == source_port) == (web.name, False)
+        echo(direct, b"still without the VIP")
