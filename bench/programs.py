@@ -40,7 +40,7 @@ def measure(
 def _costs(path: str, workload: str, before: Counts, after: Counts, requests: int) -> Iterator[Cost]:
     for name, (runs, nanoseconds) in after.items():
         ran = runs - before[name][0]
-        if ran > requests / 100:
+        if requests and ran > requests / 100:
             yield Cost(path, workload, name, ran / requests, (nanoseconds - before[name][1]) / ran)
 
 

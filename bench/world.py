@@ -126,7 +126,7 @@ class Site:
             return
         for vip in self.vips:
             until(
-                lambda: load.answers(self.world.program, self.client, vip, PORTS[ECHO].service),  # noqa: B023
+                lambda: self._is_served(vip),  # noqa: B023
                 f"{vip} to be served by {self.path.name}",
                 seconds=max(1.0, self._launched + seconds - time.monotonic()),
                 pause=0.05,
@@ -135,6 +135,13 @@ class Site:
         for proxy in self.proxies:
             if isinstance(proxy, OurProxy):
                 proxy.wait_ready()
+
+    def _is_served(self, vip: str) -> bool:
+        for proxy in self.proxies:
+            if proxy.process is None or proxy.process.poll() is not None:
+                log = proxy.folder / ("daemon.log" if isinstance(proxy, OurProxy) else "log")
+                raise RuntimeError(f"the proxy of {self.path.name} has ended: {log.read_text()[-2000:]}")
+        return load.answers(self.world.program, self.client, vip, PORTS[ECHO].service)
 
     def stop(self) -> None:
         """End the proxies: what they have put in force stays."""
