@@ -256,6 +256,7 @@ enum settings_switches {
 	SWITCH_SOCKET = 1 << 1,		/* the programs at connect() balance */
 	SWITCH_REDIRECT = 1 << 2,	/* packets are forwarded past the host's stack where that is safe */
 	SWITCH_UDP_STAYS = 1 << 3,	/* the host may translate UDP of a tuple that is not known yet: leave it there */
+	SWITCH_PORTS_APART = 1 << 4,	/* sockets are connected to backends, too: flows get ports that no socket is given */
 };
 
 enum events_level {

@@ -6,8 +6,9 @@
  * `slot_count` always belong together, and a slot that is read here stays valid for longer than a packet takes.
  */
 #define SOURCE_PORT_ATTEMPTS 8
-#define SOURCE_PORT_FIRST 32768
-#define SOURCE_PORT_MASK 0x7fff
+#define SOURCE_PORT_FIRST 16384	/* these are below those that the kernel gives to sockets */
+#define SOURCE_PORT_MASK 0x3fff
+#define EPHEMERAL_PORT_FIRST 32768	/* net.ipv4.ip_local_port_range by default */
 #define GOLDEN_RATIO_32 0x9e3779b9
 
 /* What balancing decided. `backend_id` counts with VERDICT_BALANCED only; any other verdict says why there is none. */
@@ -131,6 +132,11 @@ static __always_inline bool is_replaceable(const struct flow *existing, const st
 	return mirrors(existing, key) || existing->state == FLOW_CLOSED || is_expired(existing, now);
 }
 
+static __always_inline __be16 port_of_no_socket(void)
+{
+	return htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
+}
+
 /*
  * Claim the reply's key. One backend behind two VIPs, reached from one client port, would have one reply tuple for
  * two connections: the second gets another source port.
@@ -150,7 +156,7 @@ static __always_inline enum verdict insert_reply(struct flow *flow, const struct
 		is_free = !existing || is_replaceable(existing, key, now);
 		if (is_free)
 			break;
-		flow->to.source_port_be = htons(SOURCE_PORT_FIRST + (bpf_get_prandom_u32() & SOURCE_PORT_MASK));
+		flow->to.source_port_be = port_of_no_socket();
 	}
 	if (!is_free)
 		return VERDICT_DROPPED_NO_SOURCE_PORT;
@@ -201,6 +207,8 @@ static __always_inline enum verdict create_flow(const struct packet *packet, __u
 		flow->to.destination_port_be = backend->port_be;
 		flow->epoch = backend->epoch;
 		flow->service_id = backend->service_id;
+		if (is_on(SWITCH_PORTS_APART) && ntohs(packet->tuple.source_port_be) >= EPHEMERAL_PORT_FIRST)
+			flow->to.source_port_be = port_of_no_socket();
 		if (same_address(&backend->address, &packet->tuple.source)) {
 			/* A packet from itself is a martian to the pod; from the VIP it is not, and the answer comes back to us. */
 			flow->to.source = packet->tuple.destination;

@@ -46,7 +46,7 @@ def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], 
     if generation is None:
         return 0
     with LiveSettings(generation) as live:
-        live.switch(live.switches() & Switches.REDIRECT)
+        live.switch(live.switches() & (Switches.REDIRECT | Switches.PORTS_APART))
     deadline = time.monotonic() + seconds
     told = 0.0
     while (count := _open_connections(generation)) and time.monotonic() < deadline:

@@ -106,6 +106,8 @@ class Pods:
         self._changed_settings.clear()
         self._offer_sockets()
         wanted, present = self._wanted, self._datapath.switches
+        if self._datapath.sockets.is_attached:
+            wanted |= Switches.PORTS_APART
         has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
         self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)
         if wanted & Switches.TC:

@@ -199,6 +199,7 @@ class Switches(IntFlag):
     SOCKET = 1 << 1
     REDIRECT = 1 << 2
     UDP_STAYS = 1 << 3
+    PORTS_APART = 1 << 4
 
 
 @dataclass(frozen=True, slots=True)
