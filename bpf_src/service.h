@@ -6,8 +6,8 @@
  * `slot_count` always belong together, and a slot that is read here stays valid for longer than a packet takes.
  */
 #define SOURCE_PORT_ATTEMPTS 8
-#define SOURCE_PORT_FIRST 32768
-#define SOURCE_PORT_MASK 0x7fff
+#define SOURCE_PORT_FIRST 16384	/* these are below those that the kernel gives to sockets */
+#define SOURCE_PORT_MASK 0x3fff
 #define GOLDEN_RATIO_32 0x9e3779b9
 
 /* What balancing decided. `backend_id` counts with VERDICT_BALANCED only; any other verdict says why there is none. */
