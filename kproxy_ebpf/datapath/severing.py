@@ -65,7 +65,10 @@ class Severing:
         if not doomed:
             return 0
         targets = self._targets(backend_ids) if backend_ids else []
-        return sum(self._sever_in(namespace, doomed, targets) for namespace in other_namespaces())
+        namespaces = other_namespaces()
+        if not namespaces:
+            raise FileNotFoundError(errno.ENOENT, "no pod's network namespace is to be seen, such as in /run/netns")
+        return sum(self._sever_in(namespace, doomed, targets) for namespace in namespaces)
 
     def close(self) -> None:
         for descriptor in (self._connections, self._backends, self._listing):
