@@ -195,6 +195,22 @@ def test_a_chosen_source_port_is_left_to_the_link(world, form, protocol):
         assert len({asked(handle, protocol).client_port for handle in (first, second)}) == 2
 
 
+def test_a_flow_does_not_take_the_answers_of_a_socket_that_was_led_to_its_backend(world, form):
+    """The kernel gives one port to both: it hands them out per destination."""
+    led, affine = world.service(world.webs[:1]), world.service(world.webs[:1], sessionAffinity="ClientIP")
+    with connected(world, led, form) as handle:
+        port = handle.getsockname()[1]
+        vip = vip_of(affine, form)
+        with socket_of(world.client, vip) as other, counted(world, connected=0, balanced=1):
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("", port))
+            other.connect((vip, TCP_PORT))
+            assert read_answer(other, 0).client_port != port
+            echo(handle, b"still heard")
+            echo(other, b"as well")
+
+
 def test_datagrams_of_one_socket_to_several_vips(world, form):
     services = [world.service([pod]) for pod in world.webs]
     vips = [vip_of(service, form) for service in services]
