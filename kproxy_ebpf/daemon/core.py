@@ -128,6 +128,8 @@ class Daemon:
         self.keeper.listen(lambda _: self._settings_changed(reconciler))
         self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
+        if datapath.is_ready:
+            await datapath.sockets.catch_up()
         start_part("reconciler", reconciler.run())
         backlog.release(partial(self._submit, reconciler, reports))
         if not datapath.is_ready:

@@ -69,10 +69,13 @@ class Sockets:
             self._lost[family] |= lost
             self._wake.set()
 
-    async def sever(self) -> None:
-        """End the sockets of lost backends, for ever; at first those of all that were lost while no daemon ran."""
+    async def catch_up(self) -> None:
+        """End the sockets that a daemon before us has left to end; before ids are used anew."""
         for family in self._severing:
             await self._sever(family, None)
+
+    async def sever(self) -> None:
+        """End the sockets of backends that are noted as lost; for ever."""
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
+from typing import NamedTuple
 
 from kproxy_ebpf.datapath import libbpf
 from kproxy_ebpf.datapath.bpf import Descriptor
@@ -36,6 +37,20 @@ _SOCKET_FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
 """Which sockets talk to backends of a family: those of IPv6 to IPv4 as well, by mapped addresses."""
 
 
+class Lost(NamedTuple):
+    """A backend that is no more, and where it was; None where another one has its id by now."""
+
+    state: BackendState
+    target: Target | None
+
+
+def is_ended(found: Found, lost: Lost | None, ending: Collection[BackendState]) -> bool:
+    """Whether a socket ends with its backend. Its peer tells whether the id that it bears is of this table: it is not
+    where tables could not be carried over.
+    """
+    return lost is not None and lost.state in ending and lost.target in (None, found.peer)
+
+
 class Severing:
     """Ends sockets of one address family's backends. Keeps the maps open; `close` when done.
 
@@ -54,14 +69,12 @@ class Severing:
 
         Blocks for milliseconds, in a thread. Namespaces and sockets that end meanwhile are passed over. Raises OSError.
         """
-        doomed: dict[int, BackendState] = {}
+        doomed: dict[int, Lost] = {}
         for cookie, backend_id, epoch in self._listed():
             if backend_ids is None or backend_id in backend_ids:
-                backend = self._backend(backend_id)
-                # Another epoch: the id has been given away, so that backend has left or is gone, nobody knows which.
-                state = backend.state if backend and backend.epoch == epoch else BackendState.LEFT
-                if state in (BackendState.GONE, BackendState.LEFT):
-                    doomed[cookie] = BackendState(state)
+                lost = self._lost(backend_id, epoch, only_present=backend_ids is not None)
+                if lost is not None:
+                    doomed[cookie] = lost
         if not doomed:
             return 0
         targets = self._targets(backend_ids) if backend_ids else []
@@ -80,6 +93,17 @@ class Severing:
             while data := os.read(reading.fd, _READ_BYTES // _LISTED.size * _LISTED.size):
                 yield from _LISTED.iter_unpack(data)
 
+    def _lost(self, backend_id: int, epoch: int, *, only_present: bool) -> Lost | None:
+        """What has become of a socket's backend; None where it serves. Another epoch: the id has been given away, so
+        that backend has left or is gone, and nobody knows which; with `only_present` it is not asked for.
+        """
+        backend = self._backend(backend_id)
+        if backend is None or backend.epoch != epoch:
+            return None if only_present else Lost(BackendState.LEFT, None)
+        if backend.state not in (BackendState.LEFT, BackendState.GONE):
+            return None
+        return Lost(BackendState(backend.state), (backend.address, backend.port))
+
     def _backend(self, backend_id: int) -> Backend | None:
         row = self._backends.lookup(_U32.pack(backend_id))
         return codec(self._family).unpack_backend(row) if row else None
@@ -91,7 +115,7 @@ class Severing:
         backends = filter(None, map(self._backend, backend_ids))
         return [(backend.address, backend.port) for backend in backends]
 
-    def _sever_in(self, namespace: Path, doomed: dict[int, BackendState], targets: Sequence[Target]) -> int:
+    def _sever_in(self, namespace: Path, doomed: dict[int, Lost], targets: Sequence[Target]) -> int:
         try:
             with entered(namespace):
                 diag = SockDiag()
@@ -103,7 +127,7 @@ class Severing:
                 for family in _SOCKET_FAMILIES[self._family]
                 for protocol, ending in _ENDING.items()
                 for found in list(diag.find(family, protocol, targets))
-                if doomed.get(found.cookie) in ending
+                if is_ended(found, doomed.get(found.cookie), ending)
             )
 
 

@@ -26,7 +26,9 @@ _TCP_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 11))  # all in whic
 _UDP_STATES = 1 << 1  # connected
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_ID_OFFSET, _ID_BYTES, _COOKIE_OFFSET = 4, 48, 40
+_ID_OFFSET, _ID_BYTES = 4, 48
+_PORT_OFFSET, _PEER_OFFSET, _COOKIE_OFFSET = 2, 20, 40  # in struct inet_diag_sockid
+_MAPPED = bytes(10) + b"\xff\xff"
 _RECEIVE_BYTES = 1 << 16
 
 Target = tuple[bytes, int]
@@ -39,6 +41,14 @@ class Found(NamedTuple):
     family: int
     protocol: int
     identity: bytes
+
+    @property
+    def peer(self) -> Target:
+        """Where it is connected to; an IPv4-mapped address as the IPv4 address that it means."""
+        size = 4 if self.family == socket.AF_INET else 16
+        address = self.identity[_PEER_OFFSET : _PEER_OFFSET + size]
+        port = int.from_bytes(self.identity[_PORT_OFFSET : _PORT_OFFSET + 2], "big")
+        return address.removeprefix(_MAPPED), port
 
     @property
     def cookie(self) -> int:
