@@ -133,6 +133,19 @@ class Datapath:
         raw = self.flows.lookup(self._flow_key(source, destination, hook, protocol))
         return None if raw is None else self.layouts.Flow.from_buffer_copy(raw)
 
+    def write_flow(
+        self,
+        key: tuple[Endpoint, Endpoint, Direction],
+        to: tuple[Endpoint, Endpoint, Direction],
+        protocol: str = "tcp",
+        **fields: Any,
+    ) -> None:
+        """Write one entry, of a backend that nothing is known of, used just now."""
+        values = {"last_seen_seconds": now_seconds(), "created_seconds": now_seconds()} | fields
+        flow = self.layouts.Flow(**values)
+        flow.to = self.layouts.Tuple.from_buffer_copy(self._flow_key(*to, protocol))
+        self.flows.update(self._flow_key(*key, protocol), bytes(flow))
+
     def lose_flow(self, source: Endpoint, destination: Endpoint, hook: Direction, protocol: str = "tcp") -> None:
         """Remove one entry, as the LRU may."""
         assert self.flows.delete(self._flow_key(source, destination, hook, protocol))
