@@ -51,6 +51,9 @@ def measure_backends(run: Run, plan: Plan) -> None:
 
 
 def _grow(run: Run, plan: Plan, lab: World, table: str, shapes: dict[int, Shape]) -> None:
+    if not shapes:
+        run.note(f"{table}: not measured, this plan has no sizes of it")
+        return
     run.progress(f"{table}: making sites of {', '.join(map(str, shapes))}")
     sites = [
         lab.site(path, setting=str(size), shape=shape) for size, shape in shapes.items() for path in (BASELINE, BEST)
