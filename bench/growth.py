@@ -23,6 +23,7 @@ SERVICES, PODS, BACKENDS = "services", "pods", "backends"
 # kube-proxy's iptables rules are searched one by one, in an order of chance: one VIP would measure its luck.
 VIPS_AMONG_MANY = 16
 SERVER_PODS = 4  # of many backends
+FILL_STEP = 5000  # Services between two lines of progress
 FIXED_LOAD = 0.4  # of what the baseline can do
 
 
@@ -33,8 +34,9 @@ def measure_services(run: Run, plan: Plan) -> None:
             few = size < VIPS_AMONG_MANY * len(plan.grown_paths)
             shape = Shape(vips=1 if few else VIPS_AMONG_MANY)
             grown = [lab.site(path, setting=str(size), shape=shape) for path in plan.grown_paths]
-            run.progress(f"services: filling the API server up to {size}")
-            lab.fill(size)
+            for count in range(lab.service_count, size, FILL_STEP):
+                lab.fill(min(count + FILL_STEP, size))
+                run.progress(f"services: {lab.service_count} of {size} at the API server")
             sites += [site for site in grown if _in_force(run, plan, lab, site)]
         _rounds(run, plan, lab, [site.route for site in sites], SERVICES)
 
@@ -51,6 +53,9 @@ def measure_backends(run: Run, plan: Plan) -> None:
 
 
 def _grow(run: Run, plan: Plan, lab: World, table: str, shapes: dict[int, Shape]) -> None:
+    if not shapes:
+        run.note(f"{table}: not measured, this plan has no sizes of it")
+        return
     run.progress(f"{table}: making sites of {', '.join(map(str, shapes))}")
     sites = [
         lab.site(path, setting=str(size), shape=shape) for size, shape in shapes.items() for path in (BASELINE, BEST)

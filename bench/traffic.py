@@ -7,7 +7,7 @@ from bench.plan import Plan
 from bench.proxies import weight
 from bench.rounds import all_cores
 from bench.run import Run, Weight
-from bench.workloads import TCP, UDP
+from bench.workloads import BULK, TCP, UDP
 from bench.world import Shape, Site, World, world
 
 TABLE, TWO_NODES = "traffic", "two nodes"
@@ -32,7 +32,7 @@ def measure(run: Run, plan: Plan) -> None:
 
 def measure_two_nodes(run: Run, plan: Plan) -> None:
     """The client on one node, the servers on another; each node runs its path's proxies."""
-    shape = Shape(nodes=2, outside=any(workload.name == "bulk" for workload in plan.two_node_workloads))
+    shape = Shape(nodes=2, outside=BULK in plan.two_node_workloads)
     with world() as lab:
         sites = _sites(run, lab, plan.two_node_paths, shape, TWO_NODES)
         routes = [site.route for site in sites]

@@ -14,7 +14,7 @@ from bench import load
 from bench.load import URGENT
 from bench.samples import BITS, CPU_PER_GB, OFFERED, P50, P99, P999, RATE
 from bench.usage import busy_seconds
-from bench.world import BULK, ECHO, HTTP, Route
+from bench.world import ECHO, HTTP, STREAM, Route
 
 MANY_CONNECTIONS = 64  # at a fixed rate: enough that a free one is there when a request is due
 FAILED = "failed"  # what outside tools call an error
@@ -115,7 +115,7 @@ class Bulk:
 
     def run(self, program: Path, route: Route, *, seconds: float, cores: Sequence[int]) -> Measured:  # noqa: ARG002
         whole = max(1, round(seconds))
-        words = ["iperf3", "-J", "-t", str(whole), "-c", route.single, "-p", str(route.port(BULK))]
+        words = ["iperf3", "-J", "-t", str(whole), "-c", route.single, "-p", str(route.port(STREAM))]
         before, began = busy_seconds(cores), time.monotonic()
         done = route.place.run([*URGENT, *pinned(cores), *words], timeout=whole + 30, start_new_session=True)
         busy = min(busy_seconds(cores) - before, (time.monotonic() - began) * len(cores))
@@ -132,5 +132,5 @@ SHORT, KEEPALIVE = Echo("short"), Echo("keepalive")
 TCP = (SHORT, KEEPALIVE)
 UDP = (Echo("short", "udp"), Echo("keepalive", "udp"))
 REQUEST_RESPONSE = (Echo("keepalive", "tcp", connections=1), Echo("keepalive", "udp", connections=1))
-OUTSIDE = (Ab(), Ab(keepalive=True), Bulk())
-ALL = (*TCP, *UDP, *REQUEST_RESPONSE, *OUTSIDE)
+AB_SHORT, AB_KEEPALIVE, BULK = Ab(), Ab(keepalive=True), Bulk()
+ALL = (*TCP, *UDP, *REQUEST_RESPONSE, AB_SHORT, AB_KEEPALIVE, BULK)

@@ -23,9 +23,9 @@ from kproxy_ebpf.lab import Lab, Namespace, Node, Pod
 from kproxy_ebpf.lab.control_plane import ControlPlane
 from kproxy_ebpf.lab.wait import until
 
-ECHO, HTTP, BULK = "echo", "http", "bulk"
+ECHO, HTTP, STREAM = "echo", "http", "stream"
 ECHO_PORTS = {"echo": Port(80, 8080), "echo-udp": Port(80, 8080, "UDP")}
-SINGLE_PORTS = {"http": Port(81, 8081), "bulk": Port(82, 8082)}
+SINGLE_PORTS = {"http": Port(81, 8081), "stream": Port(82, 8082)}
 PORTS = ECHO_PORTS | SINGLE_PORTS
 FIRST_VIP = IPv4Address("10.96.240.1")  # above all that population.fill hands out
 SERVED_SECONDS = 120
@@ -185,7 +185,7 @@ class Site:
         quiet = subprocess.DEVNULL
         for command in (
             ["nginx", "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(config)],
-            ["iperf3", "-s", "-B", address, "-p", str(PORTS[BULK].server)],
+            ["iperf3", "-s", "-B", address, "-p", str(PORTS[STREAM].server)],
         ):
             process = pod.popen([*URGENT, *command], stdout=quiet, stderr=quiet, start_new_session=True)
             self.world.servers.append(process)
