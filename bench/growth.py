@@ -76,6 +76,8 @@ def _in_force(run: Run, plan: Plan, lab: World, site: Site) -> bool:
         effect = site.seconds_to_effect
     except TimeoutError:
         note = f"no effect in {plan.effect_seconds:.0f} s"
+    else:
+        lab.settle([site])
     usage = weight(proxy)
     run.weights.append(Weight(SERVICES, site.setting, name, services, usage.rss, usage.pss, effect, note=note))
     run.progress(f"services: {name} with {services}: {note or f'in force after {effect:.1f} s'}")

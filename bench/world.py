@@ -29,6 +29,8 @@ SINGLE_PORTS = {"http": Port(81, 8081), "stream": Port(82, 8082)}
 PORTS = ECHO_PORTS | SINGLE_PORTS
 FIRST_VIP = IPv4Address("10.96.240.1")  # above all that population.fill hands out
 SERVED_SECONDS = 120
+# Our daemon looks again at the kernel's links, routes, neighbours and connections at least every 5 s.
+SETTLE_TRAFFIC_SECONDS, SETTLE_SECONDS = 0.3, 6.0
 LAST_OCTET_MAX = 250
 
 # A client that makes and closes tens of thousands of connections a second: its ports must not run out.
@@ -224,6 +226,16 @@ class World:
             site.launch()
         for site in sites:
             site.wait(seconds)
+        self.settle(sites)
+
+    def settle(self, sites: Sequence[Site]) -> None:
+        """Let our daemons learn what only traffic shows: the neighbours that redirected packets go to."""
+        ours = [site for site in sites if site.ours]
+        for site in ours:
+            words = ["short", "tcp", *site.route.targets, str(site.route.port(ECHO))]
+            load.run(self.program, site.client, words, seconds=SETTLE_TRAFFIC_SECONDS, cores=(0,))
+        if ours:
+            time.sleep(SETTLE_SECONDS)
 
     def new_node(self) -> Node:
         node = self.lab.node(f"n{len(self.lab.nodes) + 1}")
