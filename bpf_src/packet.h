@@ -143,11 +143,16 @@ static __always_inline bool is_icmp_error(__u8 type)
 struct extension_header {
 	__u8 next;
 	__u8 length;	/* in 8 octets, the first not counted; AH: in 4 octets less 2 */
-	__u8 type;	/* of a routing header */
-	__u8 segments_left;
-	__be16 fragment_be;	/* of a fragment header: offset and M */
+	union {
+		struct {
+			__u8 type;	/* of a routing header */
+			__u8 segments_left;
+		};
+		__be16 fragment_be;	/* of a fragment header: offset and M */
+	};
 };
 #define FRAGMENT_OFFSET_MASK 0xfff8
+#define IPV6_FRAGMENT_HEADER_BYTES 8
 
 /* Parse the IP header at `offset`. With `inner`, it is the one quoted by an ICMP error: cut short, never reassembled. */
 static __always_inline struct network parse_network(struct __sk_buff *skb, __u32 offset, bool inner)
@@ -186,7 +191,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 			return network;
 		}
 		if (protocol == IPPROTO_FRAGMENT)
-			network.transport_offset += 8;
+			network.transport_offset += IPV6_FRAGMENT_HEADER_BYTES;
 		else if (protocol == IPPROTO_AH)
 			network.transport_offset += (header.length + 2) * 4;
 		else

@@ -165,15 +165,54 @@ static __always_inline int hand_over(const struct packet *packet, const struct r
 }
 
 /*
+ * The ports of a fragment are in the first one; those that follow change nothing. Returns false for them, and where a
+ * packet is too short.
+ */
+static __always_inline bool read_fragment(const struct packet *packet, struct tuple *tuple)
+{
+	__u32 offset = packet->transport_offset;
+	struct ports ports;
+#if IP_FAMILY == 4
+	__be16 fragment_be;
+
+	if (load_bytes(packet->skb, NETWORK_OFFSET + offsetof(struct iphdr, frag_off), &fragment_be, sizeof(fragment_be)))
+		return false;
+#else
+	struct extension_header header;
+
+	if (load_bytes(packet->skb, offset, &header, sizeof(header)))
+		return false;
+	__be16 fragment_be = header.fragment_be;
+	tuple->protocol = header.next;
+	offset += IPV6_FRAGMENT_HEADER_BYTES;
+#endif
+	if (fragment_be & htons(FRAGMENT_OFFSET_MASK) || load_bytes(packet->skb, offset, &ports, sizeof(ports)))
+		return false;
+	tuple->source_port_be = ports.source_be;
+	tuple->destination_port_be = ports.destination_be;
+	return tuple->protocol == IPPROTO_UDP;
+}
+
+/* May this packet be the first that the host sees of a connection? Of UDP each one may be, in fragments or not. */
+static __always_inline bool may_be_first(const struct packet *packet, struct tuple *tuple)
+{
+	if (packet->kind == PACKET_FRAGMENT)
+		return read_fragment(packet, tuple);
+	return packet->kind == PACKET_TRANSPORT && (packet->protocol == IPPROTO_UDP || is_syn(packet));
+}
+
+/*
  * A packet that reaches a pod through the host's stack, in to_pod. The first of a connection (each one of UDP) from
  * a known pod makes the connection the host's: both directions are noted, as far as the short cut could take them.
  */
 static __always_inline void note_host_flow(const struct packet *packet)
 {
-	if (!is_on(SWITCH_REDIRECT) || !packet->link || packet->kind != PACKET_TRANSPORT ||
-	    (packet->protocol != IPPROTO_UDP && !is_syn(packet)) || !pods.lookup((struct address *)&packet->tuple.source))
+	if (!is_on(SWITCH_REDIRECT) || !packet->link)
 		return;
-	struct tuple request = outgoing(packet), reply = reversed(&request, FROM_POD);
+	struct tuple request = outgoing(packet);
+	if (!may_be_first(packet, &request) || !pods.lookup(&request.source))
+		return;
+	struct tuple reply = reversed(&request, FROM_POD);
 	struct host_flow *known = host_flows.lookup(&reply);
 	if (known && known->ifindex == packet->ifindex)
 		return;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from pyroute2.iproute.linux import IPRoute
@@ -96,7 +97,8 @@ def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[
 def _addresses(route: IPRoute, family: int, ports: Mapping[int, Port], known: Mapping[bytes, int]) -> dict[bytes, int]:
     claims: Claims = {}
     for address, ifindex in (*_host_routes(route, family), *_neighbours(route, family, ports)):
-        claims.setdefault(address, set()).add(ifindex)
+        if not is_link_local(address):
+            claims.setdefault(address, set()).add(ifindex)
     for address, ifindex in known.items():
         if ifindex in ports and ports[ifindex].bridge:
             claims.setdefault(address, {ifindex})
@@ -111,6 +113,11 @@ def one_each(claims: Claims, ports: Collection[int], known: Mapping[bytes, int])
         if sole[address] in ports:
             chosen.setdefault(sole[address], address)
     return {address: ifindex for ifindex, address in chosen.items()}
+
+
+def is_link_local(address: bytes) -> bool:
+    """fe80::/10 and 169.254.0.0/16: each link has its own."""
+    return ip_address(address).is_link_local
 
 
 def _host_routes(route: IPRoute, family: int) -> Iterator[tuple[bytes, int]]:

@@ -52,6 +52,7 @@ class Pod(Namespace):
     def __init__(self, node: Node, name: str, number: int, mtu: int) -> None:
         super().__init__(f"{node.netns}-{name}", name, QUICK, node.cgroup)
         self.node = node
+        self.number = number
         self.ip4 = str(node.pod_cidr4[number])
         self.ip6 = str(node.pod_cidr6[number])
         self.host_link = f"veth{name}"
@@ -100,6 +101,12 @@ class Node(Namespace):
             raise ValueError(f"{self.name} has a pod {name!r} already")
         pod = self.pods[name] = Pod(self, name, self._next_pod, mtu)
         self._next_pod += 1
+        return pod
+
+    def replace(self, old: Pod, name: str) -> Pod:
+        """Take a pod away, and make another with its addresses."""
+        self.remove(old)
+        pod = self.pods[name] = Pod(self, name, old.number, 1500)
         return pod
 
     def remove(self, pod: Pod) -> None:

@@ -27,7 +27,7 @@ from packets import (
     udp,
 )
 from scapy.layers.inet import IP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTPChunkInit
 
@@ -298,6 +298,21 @@ def test_what_reaches_a_pod_the_hosts_way_makes_its_connection_the_hosts(node, p
     protocol = 6 if packet.payload(4).name == "TCP" else 17
     answer = tcp(CLIENT, BACKEND, "SA") if protocol == 6 else udp(CLIENT, BACKEND)
     assert node.send(answer.frame(node.family))[0] is Way.STACK_HOST_FLOW
+
+
+@pytest.mark.parametrize("offset", [0, 185], ids=["first", "later"])
+def test_a_first_fragment_tells_whose_datagram_it_is(node, offset):
+    whole = Ether(udp(BACKEND, CLIENT, bytes(64)).frame(node.family))
+    ip = whole[IP if node.family == 4 else IPv6]
+    if node.family == 4:
+        ip.flags, ip.frag, ip.chksum = "MF", offset, None
+    else:
+        ip.payload, ip.plen = IPv6ExtHdrFragment(offset=offset, m=1, id=7, nh=17) / ip.payload, None
+        ip.nh = 44
+    node.datapath.run(TO_POD, bytes(whole))
+    assert node.unsettled(Kind.HOST_FLOWS) == ({LO} if offset == 0 else set())
+    answer = node.send(udp(CLIENT, BACKEND).frame(node.family))[0]
+    assert answer is (Way.STACK_HOST_FLOW if offset == 0 else Way.PEER)
 
 
 @pytest.mark.parametrize(
