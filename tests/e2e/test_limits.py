@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 
 import pytest
 from worlds import running_world
@@ -95,10 +94,8 @@ def test_a_busy_health_port_is_named(world, other_bpffs):
 
 
 def test_without_root_it_says_so(world):
-    arguments = world.node.command(world.daemon.arguments())
-    at = arguments.index("--") + 1
-    dropped = [*arguments[:at], "setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", *arguments[at:]]
-    done = subprocess.run(dropped, capture_output=True, text=True, timeout=30, check=False)
+    unprivileged = ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"]
+    done = world.node.run([*unprivileged, *world.daemon.arguments()], check=False)
     assert done.returncode == os.EX_NOPERM, done.stderr
     assert "root" in done.stderr
     assert "Traceback" not in done.stderr
