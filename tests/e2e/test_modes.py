@@ -32,7 +32,7 @@ def service(world):
 
 def is_served(world, service, family):
     try:
-        return bool(ask(world.client, service.vip(family), 80, timeout=0.5))
+        return bool(ask(world.client, service.vip(family), 80))
     except OSError:
         return False
 
@@ -65,7 +65,7 @@ def test_programs_that_somebody_took_off_come_back(world, service):
     daemon.start()
     for pin in (daemon.bpffs / "kproxy-ebpf" / "links").glob("*-from_pod_v4"):
         pin.unlink()
-    until(lambda: len(programs_at(world.node, link, INGRESS)) == 2, "the program to be back")
+    until(lambda: len(programs_at(world.node, link, INGRESS)) == 2, "the program to be back", seconds=20)
     assert is_served(world, service, 4)
 
 
@@ -78,18 +78,18 @@ def test_maglev_gives_the_same_backend_to_the_same_connection(world, service, fa
     with opened(world.client, service.vip(family), 80) as at_random:
         read_answer(at_random, 0)
         world.daemon.settings({"balancing": "maglev"})
-        until(lambda: dealt() == dealt(), "maglev to be in force")
+        until(lambda: dealt() == dealt(), "maglev to be in force", seconds=30)
         first = dealt()
         assert set(first.values()) == {"web1", "web2", "web3"}
         service.endpoints(world.webs[:2])
-        until(lambda: "web3" not in dealt().values(), "web3 to be left alone")
+        until(lambda: "web3" not in dealt().values(), "web3 to be left alone", seconds=30)
         second = dealt()
         moved = [port for port in PORTS if first[port] not in ("web3", second[port])]
         assert len(moved) <= len(PORTS) // 5
         service.endpoints(world.webs)
-        until(lambda: dealt() == first, "all to be as it was")
+        until(lambda: dealt() == first, "all to be as it was", seconds=30)
         world.daemon.settings({})
-        until(lambda: dealt() != dealt(), "random to be back")
+        until(lambda: dealt() != dealt(), "random to be back", seconds=30)
         echo(at_random, b"still with its backend")
 
 
