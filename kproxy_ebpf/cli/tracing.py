@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
+from socket import if_indextoname
 from typing import TYPE_CHECKING, Any
 
 from kproxy_ebpf.cli.explaining import frontend_text
@@ -100,6 +101,7 @@ def trace_report(trace: Trace, service: str | None, explained: Mapping[str, Any]
         "verdict": trace.verdict.name.lower(),
         "becomes": _tuple(trace.becomes) if trace.becomes else None,
         "hairpin": trace.hairpin,
+        "handed_to": _link(trace.handed_to) if trace.handed_to else None,
         "answer": trace.answer.value if trace.answer else None,
         "why": _why(trace, service),
     }
@@ -131,12 +133,16 @@ def _tuple(packet: FlowTuple) -> dict[str, str]:
 def _why(trace: Trace, service: str | None) -> str:
     """The verdict in a sentence."""
     match trace.verdict:
+        case Verdict.UNTOUCHED if trace.handed_to:
+            return f"no frontend has this address and port: {_handed(trace)} as it is"
         case Verdict.UNTOUCHED if trace.frontend is not None:
             return "in this mode the programs at the pods' links translate no new connection: left to the host as it is"
         case Verdict.UNTOUCHED:
             return "no frontend has this address and port, nor is the address a VIP: left to the host as it is"
         case Verdict.BALANCED if trace.hairpin:
             return "the pod reaches itself: sent back out of its own link, as from the VIP"
+        case Verdict.BALANCED if trace.handed_to:
+            return f"translated, then {_handed(trace)}"
         case Verdict.BALANCED:
             return "translated, then left to the host's routes"
         case Verdict.REJECTED_NO_BACKEND:
@@ -146,6 +152,18 @@ def _why(trace: Trace, service: str | None) -> str:
         case _:
             return DROPPED[trace.verdict]
     return f"{reason}: {REFUSED[trace.answer] if trace.answer else 'dropped, since no answer could be made'}"
+
+
+def _handed(trace: Trace) -> str:
+    return f"handed straight to the pod at link {_link(trace.handed_to)}"
+
+
+def _link(ifindex: int) -> str:
+    """Its name; #IFINDEX where that can't be seen from here."""
+    try:
+        return if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"
 
 
 def trace_lines(report: Mapping[str, Any]) -> Iterator[str]:

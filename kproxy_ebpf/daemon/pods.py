@@ -13,6 +13,7 @@ from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.short_cut import ShortCut
 from kproxy_ebpf.datapath.contract import Switches
+from kproxy_ebpf.datapath.kernel import redirects
 from kproxy_ebpf.datapath.links import PodLinks
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
@@ -20,6 +21,7 @@ from kproxy_ebpf.observe.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 DRAIN_SECONDS = 5.0
+NO_REDIRECT = "forwarding redirect is served as stack: this kernel can't do it (see kproxy-ebpf check)"
 
 
 _SWITCHES = {
@@ -71,7 +73,8 @@ class Pods:
 
     @property
     def _wanted(self) -> Switches:
-        return switches_of(self._keeper.current, has_sockets=self._datapath.sockets.problem is None)
+        switches = switches_of(self._keeper.current, has_sockets=self._datapath.sockets.problem is None)
+        return switches if redirects() else switches & ~Switches.REDIRECT
 
     def _is_redirecting(self) -> bool:
         return Switches.REDIRECT in self._wanted
@@ -105,6 +108,8 @@ class Pods:
         """
         self._changed_settings.clear()
         self._offer_sockets()
+        asks_in_vain = self._keeper.current.forwarding is Forwarding.REDIRECT and not redirects()
+        self._health.problem("redirect", NO_REDIRECT if asks_in_vain else None)
         wanted, present = self._wanted, self._datapath.switches
         has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
         self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)

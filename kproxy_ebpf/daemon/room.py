@@ -38,12 +38,13 @@ def crowded(swept: dict[int, Swept]) -> str | None:
 def sweep_and_settle(generation: Generation, family: int) -> Swept:
     """Sweep, and tell the programs which links have no flows: packets there need no look-up. Raises OSError.
 
-    While there are flows of links that nobody knows (adopted ones, or of an earlier version), any link may have them.
+    While there are flows of links that nobody knows (adopted ones, or of an earlier version), any link may have them;
+    and so it may while the programs of another generation, which look at the same links, serve flows of their own.
     """
     with PodLinkTable(generation, family) as table:
         made = table.made(Kind.FLOWS)
         swept = sweep(generation, family, unsettled=made.keys() | {NO_LINK})
-        if NO_LINK not in swept.links:
+        if NO_LINK not in swept.links and not generation.has_predecessor:
             table.settle(Kind.FLOWS, {ifindex: count for ifindex, count in made.items() if ifindex not in swept.links})
         return swept
 

@@ -30,7 +30,7 @@ class Answer(StrEnum):
     UNREACHABLE = "ICMP port unreachable"
 
 
-def first_packet(packet: FlowTuple) -> bytes:
+def first_packet(packet: FlowTuple, to_mac: bytes = bytes(6)) -> bytes:
     """The frame that begins a connection: a TCP SYN, an empty UDP datagram, an SCTP INIT."""
     family = family_of(packet.source)
     transport = _transport(packet)
@@ -39,7 +39,7 @@ def first_packet(packet: FlowTuple) -> bytes:
         network = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0x4000, _TTL, packet.protocol, 0)
     else:
         network = struct.pack("!IHBB", 6 << 28, len(transport), packet.protocol, _TTL)
-    link = bytes(12) + struct.pack("!H", _ETHERTYPE[family])
+    link = to_mac + bytes(6) + struct.pack("!H", _ETHERTYPE[family])
     return link + network + packet.source + packet.destination + transport
 
 

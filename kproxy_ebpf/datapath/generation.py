@@ -143,6 +143,11 @@ class Generation:
             for other in others:
                 shutil.rmtree(other.path)
 
+    @property
+    def has_predecessor(self) -> bool:
+        """Whether another generation serves flows that are not known here."""
+        return bool(self._others())
+
     def _others(self) -> list[Generation]:
         """All other generations, the newest first."""
         folders = [path for path in self.root.iterdir() if not path.is_symlink() and (path / "maps").is_dir()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from kproxy_ebpf.errors import NodeError
 
 OLDEST = (5, 10)
+REDIRECT = (5, 12)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}  # system call numbers
 _MEMBARRIER_GLOBAL = 1
 _SURELY_DONE_SECONDS = 0.2
@@ -41,6 +42,13 @@ def require_kernel() -> None:
     if kernel_version() < OLDEST:
         major, minor = OLDEST
         raise NodeError(f"Linux {os.uname().release} is too old: {major}.{minor} or later is needed")
+
+
+def redirects() -> bool:
+    """Whether packets can be handed past the host's stack: a program has to tell whether one fits the link that it is
+    for, and whether that link is still there (bpf_check_mtu).
+    """
+    return kernel_version() >= REDIRECT
 
 
 def lists_sockets() -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kproxy_ebpf.datapath import bpffs, libbpf
 from kproxy_ebpf.datapath.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.datapath.headers import find_headers
-from kproxy_ebpf.datapath.kernel import OLDEST, kernel_version, lists_sockets
+from kproxy_ebpf.datapath.kernel import OLDEST, REDIRECT, kernel_version, lists_sockets
 from kproxy_ebpf.datapath.source import source_folder
 from kproxy_ebpf.errors import NodeError
 
@@ -43,6 +43,7 @@ def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
         _headers,
         _sources,
         _tcx,
+        _redirect,
         _cgroup,
         _netns_cookie,
         _socket_lists,
@@ -108,6 +109,12 @@ def _tcx() -> Check:
     ok = kernel_version() >= _TCX_KERNEL
     detail = "the kernel has it" if ok else f"since Linux {_TCX_KERNEL[0]}.{_TCX_KERNEL[1]}"
     return Check("tcx", ok, detail, "clsact filters are used instead", required=False)
+
+
+def _redirect() -> Check:
+    ok = kernel_version() >= REDIRECT
+    detail = "the kernel has it" if ok else f"since Linux {REDIRECT[0]}.{REDIRECT[1]}"
+    return Check("redirect", ok, detail, "forwarding redirect is served as stack", required=False)
 
 
 def _cgroup() -> Check:

@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from kproxy_ebpf.datapath.kernel import kernel_version, lists_sockets, tells_mptcp
+from kproxy_ebpf.datapath.kernel import kernel_version, lists_sockets, redirects, tells_mptcp
 from kproxy_ebpf.errors import NodeError
 
 MAIN = "pod.c"
 # Exact to a few milliseconds and 20 ns cheaper; the programs count in seconds.
 _COARSE_CLOCK = (5, 11)
-# Until then redirect is served as stack: nothing else tells a packet that fits, and a link that is there.
-REDIRECT_KERNEL = (5, 12)
 _SET_RETVAL = (5, 18)  # without it a socket's connect() can only be refused with EPERM, which nobody expects
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
@@ -60,7 +58,7 @@ class Source:
             "IP_FAMILY": family,
             "FAMILY_SUFFIX": f'"_v{family}"',
             "PIN_DIR": f'"{pin_folder}"',
-            "CHECK_MTU(...)": "bpf_check_mtu(__VA_ARGS__)" if kernel_version() >= REDIRECT_KERNEL else "-1",
+            "CHECK_MTU(...)": "bpf_check_mtu(__VA_ARGS__)" if redirects() else "-1",
             "COARSE_CLOCK": "bpf_ktime_get_coarse_ns" if kernel_version() >= _COARSE_CLOCK else "bpf_ktime_get_ns",
             "REFUSES_AT_CONNECT": int(kernel_version() >= _SET_RETVAL),
             "MPTCP_IS_TOLD": int(tells_mptcp()),

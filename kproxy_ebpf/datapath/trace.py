@@ -15,24 +15,26 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
 from kproxy_ebpf.datapath.arrays import Slots
 from kproxy_ebpf.datapath.bpf import TestRun
 from kproxy_ebpf.datapath.codec import codec, unpack_frontend_values
-from kproxy_ebpf.datapath.contract import Affinity, Direction, FlowFlags, Verdict
+from kproxy_ebpf.datapath.contract import Affinity, Direction, FlowFlags, Pod, Verdict
 from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, flow_key, flow_record, now_seconds
 from kproxy_ebpf.datapath.frames import Answer, answer_of, first_packet, tuple_of
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.maps import Counters
+from kproxy_ebpf.datapath.pod_links import PodLinkTable
 from kproxy_ebpf.errors import BusyError, UsageError
 from kproxy_ebpf.model.tables import Backend, Frontend, FrontendFlags, FrontendKey, SourceRangeKey
 
 _U32 = struct.Struct("=I")
 _NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC
-_SHOT = 2
+_SHOT, _REDIRECT = 2, 7
+_FROM_LINK = struct.Struct("=40xI148x")  # struct __sk_buff with its ifindex
 _QUIET_PORTS = range(61000, 65536)  # above what Linux gives to clients on its own
 _PORT_ATTEMPTS = 64
 _RUN_ATTEMPTS = 5
@@ -43,7 +45,8 @@ _UNSEEN_REASONS = (Verdict.DROPPED_FLOW_TABLE_FULL, Verdict.DROPPED_NO_SOURCE_PO
 class Trace:
     """What became of `packet`. `frontend` is what the maps had for its destination, or the mark of its address as a VIP
     where the port is not defined; `choices` are the backends that it leads to, `backend` the one that was chosen.
-    `becomes` is the tuple after translation, `answer` what the pod would get back at once.
+    `becomes` is the tuple after translation, `answer` what the pod would get back at once, `handed_to` the ifindex of
+    the pod's link that it would be handed to, past the host's stack.
     """
 
     packet: FlowTuple
@@ -55,6 +58,7 @@ class Trace:
     becomes: FlowTuple | None = None
     hairpin: bool = False
     was_affine: bool = False
+    handed_to: int = 0
     answer: Answer | None = None
 
     @property
@@ -88,6 +92,8 @@ class Tracer:
             self._frontends = opened(generation.map("frontends", family))
             self._backends = opened(generation.map("backends", family))
             self._source_ranges = opened(generation.map("source_ranges", family))
+            self._pods = opened(generation.map("pods", family))
+            self._links = opened(PodLinkTable(generation, family))
             self._slots = Slots(opened(generation.map("slots", family)))
             self._counters = Counters(generation)
             stack.callback(self._counters.close)
@@ -166,7 +172,7 @@ class Tracer:
     def _undone_run(self, packet: FlowTuple, known: _Known) -> Trace:
         before = self._counters.read()
         try:
-            run = self._program.test_run(first_packet(packet))
+            run = self._run(packet)
             flow = self._flow(packet)
         finally:
             self._undo_flow(packet, known)
@@ -176,6 +182,19 @@ class Tracer:
             after = self._counters.read()
             verdict = max(_UNSEEN_REASONS, key=lambda each: after[each][0] - before[each][0])
         return self._told(packet, verdict, run, flow, known)
+
+    def _run(self, packet: FlowTuple) -> TestRun:
+        """As if the packet came over the link of its source, where that is known here."""
+        ifindex = self._link_of(packet.source)
+        if facts := self._links.links().get(ifindex):
+            with suppress(OSError):  # the link is gone, or in another namespace
+                return self._program.test_run(first_packet(packet, facts.router_mac), _FROM_LINK.pack(ifindex))
+        return self._program.test_run(first_packet(packet))
+
+    def _link_of(self, address: bytes) -> int:
+        """The link of a pod's address; 0 where that is not known."""
+        value = self._pods.lookup(address)
+        return Pod.from_buffer_copy(value).ifindex if value else 0
 
     def _flow(self, packet: FlowTuple) -> FlowRecord | None:
         key = flow_key(self.family, packet)
@@ -227,16 +246,21 @@ class Tracer:
     def _told(self, packet: FlowTuple, verdict: Verdict, run: TestRun, flow: FlowRecord | None, known: _Known) -> Trace:
         choices = tuple(known.backends[number] for number in sorted(known.choices))
         trace = Trace(packet, verdict, known.frontend, choices)
-        if run.retval == _SHOT or known.frontend is None:
+        if run.retval == _SHOT:
             return trace
+        if known.frontend is None:
+            return replace(trace, handed_to=self._link_of(packet.destination) if run.retval == _REDIRECT else 0)
         if flow is None:
             return replace(trace, answer=answer_of(run.data, self.family))
+        becomes, hairpin = tuple_of(run.data, self.family), bool(flow.flags & FlowFlags.HAIRPIN)
+        is_handed = run.retval == _REDIRECT and not hairpin
         return replace(
             trace,
             backend_id=flow.backend_id,
             backend=known.backends.get(flow.backend_id) or self._backend(flow.backend_id),
-            becomes=tuple_of(run.data, self.family),
-            hairpin=bool(flow.flags & FlowFlags.HAIRPIN),
+            becomes=becomes,
+            hairpin=hairpin,
+            handed_to=self._link_of(becomes.destination) if is_handed else 0,
             was_affine=known.affinity is not None and known.affinity.backend_id == flow.backend_id,
         )
 

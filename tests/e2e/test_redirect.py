@@ -67,7 +67,10 @@ def ways(world) -> dict[str, float]:
 
 
 def goes_straight(world, service, family) -> bool:
-    """Whether a new connection to the server passes by the host's stack."""
+    """Whether a new connection to the server passes by the host's stack.
+
+    One in a hundred does not: its client's port is that of a connection that conntrack remembers from another test.
+    """
     return packets_on_the_link(world, service, family) == 0
 
 
@@ -96,7 +99,7 @@ def packets_on_the_link(world, service, family) -> int:
 
 def test_packets_pass_by_the_hosts_stack(world, service, family, known):
     before = ways(world)
-    assert packets_on_the_link(world, service, family) == 0
+    until(lambda: goes_straight(world, service, family), "packets to go straight")
     assert ways(world)["peer"] >= before["peer"] + 8
     world.daemon.settings({"mode": "tc", "forwarding": "stack"})
     try:
@@ -104,6 +107,15 @@ def test_packets_pass_by_the_hosts_stack(world, service, family, known):
     finally:
         world.daemon.settings({"mode": "tc", "forwarding": "redirect"})
     until(lambda: goes_straight(world, service, family), "packets to go straight again")
+
+
+def test_a_trace_says_to_whom_a_packet_is_handed(world, service, family, known):
+    client, server = world.client.address(family), world.webs[0]
+    for address, port in ((service.vip(family), 80), (server.address(family), 8080)):
+        target = f"{address}:{port}/tcp" if family == 4 else f"[{address}]:{port}/tcp"
+        told = world.daemon.json("trace", client, target)
+        assert told["handed_to"] == server.host_link
+        assert f"handed straight to the pod at link {server.host_link}" in told["why"]
 
 
 def test_a_gibibyte_arrives_intact_in_both_directions(world, service, family, known):
@@ -155,13 +167,12 @@ def test_a_port_that_nobody_listens_on_is_told_of(world, family, known):
 
 def test_a_smaller_mtu_on_the_same_node_is_discovered(world, service, family, known):
     server = world.webs[0]
-    if world.node.cni == "bridge":
-        pytest.skip("a bridge has one MTU, and drops what is larger than a port's, whoever forwards")
     world.node.ip(f"link set {server.host_link} mtu 1300")
     try:
         with connected(world.client, service.vip(family), server) as (outgoing, incoming):
             transfer(outgoing, incoming, 4)
-        assert re.search(r"\bmtu 1300\b", world.client.run(["ip", "route", "get", service.vip(family)]).stdout)
+        if world.node.cni == "ptp":  # a bridge tells nobody, whoever forwards
+            assert re.search(r"\bmtu 1300\b", world.client.run(["ip", "route", "get", service.vip(family)]).stdout)
     finally:
         world.node.ip(f"link set {server.host_link} mtu 1500")
 
@@ -210,7 +221,7 @@ def test_what_the_host_translates_stays_with_the_host(world, service, family, pr
             until(lambda: goes_straight(world, service, family), "packets to go straight")
             crowd.grow(5)
             crowd.go_on(20)
-            assert goes_straight(world, service, family), "others of the same pods go straight meanwhile"
+            until(lambda: goes_straight(world, service, family), "others of the same pods to go straight meanwhile")
         assert crowd.failures == []
         assert set(crowd.spread) == {"web1"}
     finally:
@@ -275,7 +286,7 @@ def test_connections_survive_the_daemon(world, service, family, known):
         world.daemon.kill()
         crowd.grow(5)
         crowd.go_on()
-        assert goes_straight(world, service, family)
+        until(lambda: goes_straight(world, service, family), "packets to go straight")
         world.daemon.start()
         crowd.go_on()
     assert crowd.failures == []

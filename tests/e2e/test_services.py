@@ -17,7 +17,7 @@ from kproxy_ebpf.lab.traffic import EchoServer, ask, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = in_worlds("tcx", "clsact", "bridge", "hybrid")
+pytestmark = in_worlds("tcx", "clsact", "bridge", "hybrid", "redirect")
 
 NOWHERE = r"unreachable|No route"  # what the router says of a VIP that nobody translated
 

@@ -67,6 +67,21 @@ def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -
     return pods, keeper
 
 
+async def test_a_kernel_that_can_not_redirect_is_told_of(
+    datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pods, "redirects", lambda: False)
+    health = Health(60)
+    made, keeper = pods_with("tc", datapath, health)
+    keeper.offer(lambda: {"mode": "tc", "forwarding": "redirect"})
+    following = asyncio.create_task(made.follow())
+    async with asyncio.timeout(5):
+        await made.switched.wait()
+    following.cancel()
+    assert datapath.switches == Switches.TC
+    assert "redirect" in health.problems
+
+
 async def admitted_becomes(wanted: bool, pods: Pods) -> None:
     async with asyncio.timeout(5):
         while pods.admits("vethx") is not wanted:  # noqa: ASYNC110 - drain has no event to wait for

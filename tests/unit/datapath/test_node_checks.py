@@ -21,19 +21,20 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "kernel", "tcx"),
+    ("release", "kernel", "tcx", "redirect"),
     [
-        ("5.9.1-generic", False, False),
-        ("5.10.0-21-amd64", True, False),
-        ("6.6.3", True, True),
-        ("10.0-rc1", True, True),
+        ("5.9.1-generic", False, False, False),
+        ("5.10.0-21-amd64", True, False, False),
+        ("5.15.0", True, False, True),
+        ("6.6.3", True, True, True),
+        ("10.0-rc1", True, True, True),
     ],
 )
-def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, kernel: bool, tcx: bool) -> None:
+def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, kernel: bool, tcx: bool, redirect: bool) -> None:
     version = node.kernel_version(release)
     monkeypatch.setattr(node, "kernel_version", lambda: version)
     checks = {check.name: check for check in node.check_node()}
-    assert (checks["kernel"].ok, checks["tcx"].ok) == (kernel, tcx)
+    assert (checks["kernel"].ok, checks["tcx"].ok, checks["redirect"].ok) == (kernel, tcx, redirect)
     assert not checks["tcx"].required
 
 
