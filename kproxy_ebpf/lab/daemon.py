@@ -36,8 +36,9 @@ class Daemon:
         self.environment: dict[str, str] = {}
         self.folder = node.lab.folder / node.name
         self.bpffs = self.folder / "bpffs"
-        self.bpffs.mkdir(parents=True)
-        subprocess.run(["mount", "-t", "bpf", "bpf", str(self.bpffs)], check=True, timeout=10)
+        if not self.bpffs.exists():  # else a node's second daemon: it finds what the first one left, as in life
+            self.bpffs.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "bpf", "bpf", str(self.bpffs)], check=True, timeout=10)
         self.manifests = Manifests(self.folder / "manifests")
         self.log_path = self.folder / "daemon.log"
         self.config_path = self.folder / "config.yaml"

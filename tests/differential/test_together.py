@@ -28,6 +28,7 @@ class Together:
         self.kube_proxy: KubeProxy = next(proxy for proxy in world.proxies if proxy.node is self.node)
         self.service: Made = world.made["node-port"]
         self.daemon = ApiDaemon(self.node, world.control)
+        self.daemon.settings({"mode": "tc"})  # what the programs at the links do is counted there
 
     def balanced(self) -> float:
         """How many connections our programs have balanced."""

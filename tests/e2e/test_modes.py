@@ -65,6 +65,8 @@ def test_programs_that_somebody_took_off_come_back(world, service):
     daemon.start()
     for pin in (daemon.bpffs / "kproxy-ebpf" / "links").glob("*-from_pod_v4"):
         pin.unlink()
+    # The kernel takes a program off a moment after the last pin has gone.
+    until(lambda: len(programs_at(world.node, link, INGRESS)) == 1, "the program to be off")
     until(lambda: len(programs_at(world.node, link, INGRESS)) == 2, "the program to be back", seconds=20)
     assert is_served(world, service, 4)
 
