@@ -141,9 +141,9 @@ def patch_settings(world, **data):
 def test_settings_follow_the_config_map(world, served):
     _, service, names = served
     patch_settings(world, mode="off")
-    until(lambda: not answers(service), "new connections to be left alone", seconds=1)
+    until(lambda: not answers(service), "new connections to be left alone", seconds=5)
     patch_settings(world, mode="hybrid")
-    until(lambda: answers(service), "new connections to be served again", seconds=1)
+    until(lambda: answers(service), "new connections to be served again", seconds=5)
     service.wait_for(names)
 
 
