@@ -50,18 +50,20 @@ enum verdict {
 	VERDICT_COUNT = 17,
 };
 
-/* How a packet of a pod was sent on while SWITCH_REDIRECT is set: the index in `ways`. For each way of the stack, why. */
+/* How a packet from or to a pod was sent on while SWITCH_REDIRECT is set: the index in `ways`. For each way of the stack, why. */
 enum way {
 	WAY_PEER = 0,			/* handed straight to the pod */
-	WAY_STACK_ELSEWHERE = 1,	/* for no address that is known to be a pod's */
+	WAY_STACK_ELSEWHERE = 1,	/* for no address that is known to be in the cluster */
 	WAY_STACK_UNRECORDED = 2,	/* one of the two links is new: which of its connections the host follows is not known yet */
 	WAY_STACK_HOST_FLOW = 3,	/* of a connection that the host follows, and perhaps translates */
-	WAY_STACK_SOURCE = 4,		/* not from the address of the pod that sends it */
+	WAY_STACK_SOURCE = 4,		/* not from the address of the pod that sends it; from another node: from none in the cluster */
 	WAY_STACK_KIND = 5,		/* neither TCP nor UDP nor an error about them, a fragment, or with options that routers read */
 	WAY_STACK_LINK_LAYER = 6,	/* addressed neither to the host nor to that pod */
 	WAY_STACK_HOP_LIMIT = 7,	/* it ends here, and the host says so */
 	WAY_STACK_MTU = 8,		/* too large for the pod's link, or the link is gone: the host answers */
-	WAY_COUNT = 9,
+	WAY_NEIGHBOUR = 9,		/* handed to the next hop on its way to another node */
+	WAY_STACK_ROUTE = 10,		/* the host's routes lead it to no uplink, or nowhere */
+	WAY_COUNT = 11,
 };
 
 /* frontends: what a VIP, port and protocol lead to. Port 0 with protocol 0 marks an address as a VIP (undefined ports are rejected). */
@@ -191,6 +193,12 @@ struct host_flow {
 	__u32 created_seconds;	/* CLOCK_MONOTONIC */
 };
 
+/* cluster: longest-prefix match; the addresses that packets may be sent to, and taken from, past the host's stack. */
+struct cluster_key {
+	__u32 prefix_bits;
+	struct address address;
+};
+
 /*
  * connections, peers: sockets' storage. Whom a socket talks to through a VIP; with backend_id 0 (in `peers` only) the VIP is left
  * to the programs at the link. An entry of `peers` without a port is free.
@@ -312,6 +320,7 @@ ASSERT_OFFSET(pod_link, pod, 32);
 ASSERT_SIZE(pod_link, ADDRESS_BYTES + 44);
 ASSERT_SIZE(pod, 12);
 ASSERT_SIZE(host_flow, 8);
+ASSERT_SIZE(cluster_key, ADDRESS_BYTES + 4);
 ASSERT_OFFSET(peer, vip_port_be, 2 * ADDRESS_BYTES);
 ASSERT_OFFSET(peer, backend_id, 2 * ADDRESS_BYTES + 4);
 ASSERT_SIZE(peer, 2 * ADDRESS_BYTES + 16);

@@ -18,11 +18,14 @@ BPF_TABLE_PINNED("array", __u32, struct pod_link, pod_links, POD_LINKS_MAX, FAMI
 BPF_TABLE_PINNED("hash", struct address, struct pod, pods, PODS_MAX, FAMILY_PIN("pods"), 0);
 BPF_TABLE_PINNED("hash", struct tuple, struct host_flow, host_flows, HOST_FLOWS_MAX, FAMILY_PIN("host_flows"),
 		 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct cluster_key, __u32, cluster, CLUSTER_MAX, FAMILY_PIN("cluster"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("prog", __u32, __u32, programs, PROGRAM_COUNT, FAMILY_PIN("programs"), 0);
 BPF_TABLE_PINNED("prog", __u32, __u32, predecessor, 2, FAMILY_PIN("predecessor"), 0); /* by enum direction */
 
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT, SHARED_PIN("counters"), 0);
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, ways, WAY_COUNT, SHARED_PIN("ways"), 0);
+/* By ifindex, the links to other nodes that have their programs: what goes out there past the stack comes back past it. */
+BPF_TABLE_PINNED("hash", __u32, __u32, uplinks, UPLINKS_MAX, SHARED_PIN("uplinks"), 0);
 BPF_TABLE_PINNED("array", __u32, struct settings, settings, 1, SHARED_PIN("settings"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct schema, schema, 1, SHARED_PIN("schema"), 0);
 

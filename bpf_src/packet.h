@@ -47,6 +47,7 @@ struct packet {
 };
 
 #define PACKET_FOR_HOST 0 /* PACKET_HOST of linux/if_packet.h */
+#define IPV6_FLOWINFO_MASK 0x0fffffff
 #define DIRECT_OFFSET_MAX 0x1fff
 
 /* Copy from the packet: straight from its linear part, where headers almost always are, else by the helper. */

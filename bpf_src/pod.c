@@ -28,7 +28,10 @@
 #include "icmp.h"
 #include "reject.h"
 #include "stages.h"
+#include "host_flow.h"
 #include "way.h"
+#include "handing.h"
+#include "uplink.h"
 #include "socket.h"
 
 int from_pod(struct __sk_buff *skb)
@@ -41,12 +44,12 @@ int from_pod(struct __sk_buff *skb)
 	if (action != NEXT)
 		return action;
 	struct route route = choose_way(&packet);
-	if (route.way != WAY_PEER)
-		return NEXT;
-	/* The short cut passes by the other pod's to_pod. */
-	turn_to_pod(&packet, &route);
-	action = finish(&packet, verdict_to_pod(&packet));
-	return action == NEXT ? hand_over(&packet, &route) : action;
+	if (route.pod && route.link) {
+		/* The short cut passes by the other pod's to_pod. */
+		turn_to_pod(&packet, &route);
+		action = finish(&packet, verdict_to_pod(&packet));
+	}
+	return action == NEXT ? send_on(&packet, &route) : action;
 }
 
 int to_pod(struct __sk_buff *skb)
@@ -55,7 +58,7 @@ int to_pod(struct __sk_buff *skb)
 		return NEXT;
 	struct packet packet = parse_packet(skb, TO_POD);
 	packet.link = find_link(packet.ifindex);
-	note_host_flow(&packet);
+	note_arrival(&packet);
 	return finish(&packet, packet.kind == PACKET_TRANSPORT ? verdict_to_pod(&packet) : leave(&packet));
 }
 
@@ -74,12 +77,12 @@ int icmp_error(struct __sk_buff *skb)
 	if (action != NEXT || packet.tuple.direction == TO_POD)
 		return action;
 	struct route route = choose_way(&packet);
-	if (route.way != WAY_PEER)
-		return NEXT;
-	packet = parse_packet(skb, TO_POD);
-	turn_to_pod(&packet, &route);
-	action = finish(&packet, translate_icmp_error(&packet));
-	return action == NEXT ? hand_over(&packet, &route) : action;
+	if (route.pod && route.link) {
+		packet = parse_packet(skb, TO_POD);
+		turn_to_pod(&packet, &route);
+		action = finish(&packet, translate_icmp_error(&packet));
+	}
+	return action == NEXT ? send_on(&packet, &route) : action;
 }
 
 int sctp_checksum(struct __sk_buff *skb)

@@ -4,7 +4,8 @@ enum tail_program {
 	PROGRAM_REJECT = 0,
 	PROGRAM_ICMP_ERROR = 1,
 	PROGRAM_SCTP_CHECKSUM = 2,
-	PROGRAM_COUNT = 3,
+	PROGRAM_UPLINK_ERROR = 3,
+	PROGRAM_COUNT = 4,
 };
 
 /* skb->cb survives a tail call: the arguments of the program that is called. */

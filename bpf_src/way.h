@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Which way a packet goes on: the host's, or with SWITCH_REDIRECT past it, straight into the pod that it is for.
+ * Which way a packet goes on: the host's, or with SWITCH_REDIRECT past it, straight into the pod that it is for, or to the
+ * next hop on its way to another node.
  *
  * The short cut must not split a connection that the host follows: its conntrack may translate it, so that answers have to
- * come back through it, and firewalls drop what it sees only half of. So a connection stays on the way on which it began.
- * Those that began on the host's way are in host_flows: to_pod notes them, the daemon adds what conntrack had before
- * and removes what conntrack has forgotten. The switch turned off, everything goes the host's way at its next packet.
+ * come back through it, and firewalls drop what it sees only half of. So a connection stays on the way on which it began
+ * (host_flow.h). The switch turned off, everything goes the host's way at its next packet.
  *
- * Both pods' links count, so that the two directions of a connection choose alike.
+ * Both pods' links count, so that the two directions of a connection choose alike. Of a pod on another node nothing is known
+ * but that its address is in the cluster: nobody masquerades what goes there.
  */
+#define FIB_INET 2 /* AF_INET and AF_INET6 of linux/socket.h */
+#define FIB_INET6 10
+
 struct route {
 	enum way way;
 	bool is_routed;		/* the host would be a hop; else a bridge would forward the frame as it is */
-	struct pod *pod;	/* for WAY_PEER: whose packet it is */
+	struct pod *pod;	/* for WAY_PEER: whose packet it is; NULL for all others */
 	struct pod_link *link;	/* and that pod's link */
+	__u32 uplink;		/* for WAY_NEIGHBOUR: the ifindex of the link that it leaves by */
+	struct bpf_redir_neigh next_hop;	/* and to whom */
 };
 
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
@@ -26,53 +32,140 @@ static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 	return !difference;
 }
 
-/* The connection's tuple as its packets leave this pod. */
-static __always_inline struct tuple outgoing(const struct packet *packet)
-{
-	struct tuple tuple = packet->translated ? packet->to : packet->tuple;
-
-	tuple.direction = FROM_POD;
-	return tuple;
-}
-
-static __always_inline bool is_host_flow(const struct packet *packet, const struct route *route, struct tuple *key)
-{
-	if (!may_exist(&packet->link->host_flows) && !may_exist(&route->link->host_flows))
-		return false;
-	return host_flows.lookup(key);
-}
-
 static __always_inline bool is_plain(const struct packet *packet)
 {
 	return (packet->kind == PACKET_TRANSPORT || packet->kind == PACKET_ICMP_ERROR) && packet->protocol != IPPROTO_SCTP &&
 	       packet->transport_offset == NETWORK_OFFSET + NETWORK_HEADER_BYTES;
 }
 
-/* What keeps a packet on the host's way, WAY_PEER if nothing does. Sets `route->is_routed`. */
-static __always_inline enum way obstacle(const struct packet *packet, struct route *route, struct tuple *key)
+/* Fails for a link that is gone, too: while no daemon runs, `pods` may tell of links that were. */
+static __always_inline enum way way_into(const struct packet *packet, const struct pod *pod)
 {
-	const struct pod_link *from = packet->link, *to = route->link;
-	struct ethhdr frame;
 	__u32 mtu = 0;
 
-	if (!from || !to || may_exist(&from->unrecorded) || may_exist(&to->unrecorded))
+	return CHECK_MTU(packet->skb, pod->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) ? WAY_STACK_MTU : WAY_PEER;
+}
+
+/* Why a pod's packet stays on the host's way; WAY_PEER if nothing that is known of its sender and its connection says so. */
+static __always_inline enum way obstacle_at_sender(const struct packet *packet, const struct pod_link *to, struct tuple *key)
+{
+	const struct pod_link *from = packet->link;
+
+	if (!from || may_exist(&from->unrecorded))
 		return WAY_STACK_UNRECORDED;
 	if (!same_address(&from->pod, &packet->tuple.source))
 		return WAY_STACK_SOURCE;
 	if (!is_plain(packet))
 		return WAY_STACK_KIND;
-	if (is_host_flow(packet, route, key))
-		return WAY_STACK_HOST_FLOW;
-	if (load_bytes(packet->skb, 0, &frame, sizeof(frame)))
+	bool may_be_host_flow = may_exist(&from->host_flows) || (to && may_exist(&to->host_flows));
+	return may_be_host_flow && host_flows.lookup(key) ? WAY_STACK_HOST_FLOW : WAY_PEER;
+}
+
+/* To a pod of this node. Sets `route->link` and `route->is_routed`. */
+static __always_inline enum way way_to_pod(const struct packet *packet, struct route *route, struct tuple *key)
+{
+	const struct pod_link *from = packet->link;
+	struct ethhdr frame;
+
+	if (route->pod->ifindex == packet->ifindex)
+		return WAY_STACK_ELSEWHERE;
+	route->link = find_link(route->pod->ifindex);
+	if (!route->link || may_exist(&route->link->unrecorded))
+		return WAY_STACK_UNRECORDED;
+	enum way way = obstacle_at_sender(packet, route->link, key);
+	if (way != WAY_PEER)
+		return way;
+	if (!from || load_bytes(packet->skb, 0, &frame, sizeof(frame)))
 		return WAY_STACK_LINK_LAYER;
 	route->is_routed = same_mac(frame.h_dest, from->router_mac);
-	bool is_bridged = from->bridge && from->bridge == to->bridge && same_mac(frame.h_dest, route->pod->mac);
+	bool is_bridged = from->bridge && from->bridge == route->link->bridge && same_mac(frame.h_dest, route->pod->mac);
 	if (!route->is_routed && !is_bridged)
 		return WAY_STACK_LINK_LAYER;
 	if (route->is_routed && packet->hop_limit <= 1)
 		return WAY_STACK_HOP_LIMIT;
-	/* Fails for a link that is gone, too: while no daemon runs, `pods` may tell of links that were. */
-	return CHECK_MTU(packet->skb, route->pod->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) ? WAY_STACK_MTU : WAY_PEER;
+	return way_into(packet, route->pod);
+}
+
+/* Of the largest packet that this one is cut into on its way: from the IP header on, in bytes; 0 where that can't be told. */
+static __always_inline __u16 largest_bytes(const struct packet *packet)
+{
+	__u32 transport_bytes = sizeof(struct udphdr);
+	__u8 data_offset;
+
+	if (!packet->skb->gso_size) {
+		__u32 bytes = packet->end_offset - NETWORK_OFFSET;
+		return bytes <= 0xffff ? bytes : 0;
+	}
+	if (packet->protocol == IPPROTO_TCP) {
+		if (load_bytes(packet->skb, packet->transport_offset + offsetof(struct transport_start, data_offset), &data_offset,
+			       sizeof(data_offset)))
+			return 0;
+		transport_bytes = (data_offset >> 4) * TCP_DATA_OFFSET_UNIT;
+	}
+	return NETWORK_HEADER_BYTES + transport_bytes + packet->skb->gso_size;
+}
+
+/* By the host's own routes and rules, as if it forwarded the packet. */
+static __always_inline enum way way_by_routes(const struct packet *packet, struct route *route, const struct tuple *key)
+{
+	struct bpf_fib_lookup fib = {
+		.family = IP_FAMILY == 4 ? FIB_INET : FIB_INET6,
+		.l4_protocol = key->protocol,
+		.sport = key->source_port_be,
+		.dport = key->destination_port_be,
+		.tot_len = largest_bytes(packet),
+		.ifindex = packet->ifindex,
+	};
+	__be32 first;
+
+	if (!fib.tot_len || load_bytes(packet->skb, NETWORK_OFFSET, &first, sizeof(first)))
+		return WAY_STACK_MTU;
+#if IP_FAMILY == 4
+	fib.tos = ntohl(first) >> 16;
+	fib.ipv4_src = key->source.words[0];
+	fib.ipv4_dst = key->destination.words[0];
+#else
+	fib.flowinfo = first & htonl(IPV6_FLOWINFO_MASK);
+	__builtin_memcpy(fib.ipv6_src, &key->source, ADDRESS_BYTES);
+	__builtin_memcpy(fib.ipv6_dst, &key->destination, ADDRESS_BYTES);
+#endif
+	long found = bpf_fib_lookup(packet->skb, &fib, sizeof(fib), 0);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return WAY_STACK_MTU;
+	/* A neighbour that is not known yet is asked for when the packet is handed to it. */
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return WAY_STACK_ROUTE;
+	route->uplink = fib.ifindex;
+	if (!uplinks.lookup(&route->uplink))
+		return WAY_STACK_ROUTE;
+	route->next_hop.nh_family = fib.family;
+	__builtin_memcpy(route->next_hop.ipv6_nh, fib.ipv6_dst, sizeof(fib.ipv6_dst));
+	return WAY_NEIGHBOUR;
+}
+
+/* To an address of the cluster that is none of this node's pods'. */
+static __always_inline enum way way_to_node(const struct packet *packet, struct route *route, struct tuple *key)
+{
+	const struct pod_link *from = packet->link;
+	enum way way = obstacle_at_sender(packet, NULL, key);
+	struct ethhdr frame;
+
+	if (way != WAY_PEER)
+		return way;
+	if (!from || load_bytes(packet->skb, 0, &frame, sizeof(frame)) || !same_mac(frame.h_dest, from->router_mac))
+		return WAY_STACK_LINK_LAYER;
+	if (packet->hop_limit <= 1)
+		return WAY_STACK_HOP_LIMIT;
+	return way_by_routes(packet, route, key);
+}
+
+/* The pod stays with WAY_PEER only: for every verifier, which does not follow what `way` says of the pointers. */
+static __always_inline void settle_way(struct route *route)
+{
+	if (route->way == WAY_PEER)
+		return;
+	route->pod = NULL;
+	route->link = NULL;
 }
 
 static __always_inline void count_way(const struct packet *packet, enum way way)
@@ -95,129 +188,41 @@ static __always_inline struct route choose_way(const struct packet *packet)
 		return route;
 	struct tuple key = outgoing(packet);
 	route.pod = pods.lookup(&key.destination);
-	if (route.pod && route.pod->ifindex != packet->ifindex) {
-		route.link = find_link(route.pod->ifindex);
-		route.way = obstacle(packet, &route, &key);
-	}
+	if (route.pod)
+		route.way = way_to_pod(packet, &route, &key);
+	else if (is_in_cluster(&key.destination))
+		route.way = way_to_node(packet, &route, &key);
 	count_way(packet, route.way);
+	settle_way(&route);
 	return route;
 }
 
-/* From here on it is a packet that arrives at the other pod. */
-static __always_inline void turn_to_pod(struct packet *packet, const struct route *route)
-{
-	if (packet->translated)
-		packet->tuple = packet->to;
-	packet->translated = false;
-	packet->tuple.direction = TO_POD;
-	packet->ifindex = route->pod->ifindex;
-	packet->link = route->link;
-}
-
-/* One hop less. IPv4's header checksum changes by as much (RFC 1624), IPv6 has none. */
-static __always_inline long decrement_hop_limit(struct __sk_buff *skb)
-{
-#if IP_FAMILY == 4
-	const __u32 offset = NETWORK_OFFSET + offsetof(struct iphdr, ttl);
-	struct {
-		__u8 ttl;
-		__u8 protocol;
-		__sum16 check;
-	} field;
-
-	if (load_bytes(skb, offset, &field, sizeof(field)))
-		return -1;
-	__u32 check = field.check + htons(0x0100);
-	field.check = check + (check >= 0xffff);
-	field.ttl--;
-	return bpf_skb_store_bytes(skb, offset, &field, sizeof(field), 0);
-#else
-	const __u32 offset = NETWORK_OFFSET + offsetof(struct ipv6hdr, hop_limit);
-	__u8 hop_limit;
-
-	if (load_bytes(skb, offset, &hop_limit, sizeof(hop_limit)))
-		return -1;
-	hop_limit--;
-	return bpf_skb_store_bytes(skb, offset, &hop_limit, sizeof(hop_limit), BPF_F_RECOMPUTE_CSUM);
-#endif
-}
-
-static __always_inline long write_macs(struct __sk_buff *skb, const struct route *route)
-{
-	__u8 macs[2 * ETH_ALEN];
-
-	__builtin_memcpy(macs, route->pod->mac, ETH_ALEN);
-	__builtin_memcpy(macs + ETH_ALEN, route->link->router_mac, ETH_ALEN);
-	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
-}
-
-/* Straight into the pod, as if it had come through the host. */
-static __always_inline int hand_over(const struct packet *packet, const struct route *route)
-{
-	struct __sk_buff *skb = packet->skb;
-
-	if (route->is_routed && (decrement_hop_limit(skb) || write_macs(skb, route)))
-		return TC_ACT_SHOT;
-	/* The link that it came from took it for somebody else's, if it went to a bridge. */
-	if (skb->pkt_type != PACKET_FOR_HOST && bpf_skb_change_type(skb, PACKET_FOR_HOST))
-		return TC_ACT_SHOT;
-	return bpf_redirect_peer(route->pod->ifindex, 0);
-}
-
 /*
- * The ports of a fragment are in the first one; those that follow change nothing. Returns false for them, and where a
- * packet is too short.
+ * For a packet from another node, at the link that it comes by. `key` is the tuple of its connection's packets that come
+ * this way; that of an ICMP error, which any router may send, is what it quotes, reversed. What is for no pod is not counted.
  */
-static __always_inline bool read_fragment(const struct packet *packet, struct tuple *tuple)
+static __always_inline struct route choose_way_in(const struct packet *packet, struct tuple *key)
 {
-	__u32 offset = packet->transport_offset;
-	struct ports ports;
-#if IP_FAMILY == 4
-	__be16 fragment_be;
+	struct route route = { .way = WAY_STACK_ELSEWHERE, .is_routed = true };
 
-	if (load_bytes(packet->skb, NETWORK_OFFSET + offsetof(struct iphdr, frag_off), &fragment_be, sizeof(fragment_be)))
-		return false;
-#else
-	struct extension_header header;
-
-	if (load_bytes(packet->skb, offset, &header, sizeof(header)))
-		return false;
-	__be16 fragment_be = header.fragment_be;
-	tuple->protocol = header.next;
-	offset += IPV6_FRAGMENT_HEADER_BYTES;
-#endif
-	if (fragment_be & htons(FRAGMENT_OFFSET_MASK) || load_bytes(packet->skb, offset, &ports, sizeof(ports)))
-		return false;
-	tuple->source_port_be = ports.source_be;
-	tuple->destination_port_be = ports.destination_be;
-	return tuple->protocol == IPPROTO_UDP;
-}
-
-/* May this packet be the first that the host sees of a connection? Of UDP each one may be, in fragments or not. */
-static __always_inline bool may_be_first(const struct packet *packet, struct tuple *tuple)
-{
-	if (packet->kind == PACKET_FRAGMENT)
-		return read_fragment(packet, tuple);
-	return packet->kind == PACKET_TRANSPORT && (packet->protocol == IPPROTO_UDP || is_syn(packet));
-}
-
-/*
- * A packet that reaches a pod through the host's stack, in to_pod. The first of a connection (each one of UDP) from
- * a known pod makes the connection the host's: both directions are noted, as far as the short cut could take them.
- */
-static __always_inline void note_host_flow(const struct packet *packet)
-{
-	if (!is_on(SWITCH_REDIRECT) || !packet->link)
-		return;
-	struct tuple request = outgoing(packet);
-	if (!may_be_first(packet, &request) || !pods.lookup(&request.source))
-		return;
-	struct tuple reply = reversed(&request, FROM_POD);
-	struct host_flow *known = host_flows.lookup(&reply);
-	if (known && known->ifindex == packet->ifindex)
-		return;
-	struct host_flow flow = { .ifindex = packet->ifindex, .created_seconds = now_seconds() };
-	if (host_flows.update(&request, &flow) || host_flows.update(&reply, &flow))
-		note_made(&packet->link->unrecorded);
-	note_made(&packet->link->host_flows);
+	struct pod *pod = pods.lookup((struct address *)&packet->tuple.destination);
+	if (!pod || packet->skb->pkt_type != PACKET_FOR_HOST)
+		return route;
+	route.pod = pod;
+	route.link = find_link(pod->ifindex);
+	if (!route.link || may_exist(&route.link->unrecorded))
+		route.way = WAY_STACK_UNRECORDED;
+	else if (pods.lookup(&key->source) || !is_in_cluster(&key->source))
+		route.way = WAY_STACK_SOURCE;
+	else if (!is_plain(packet))
+		route.way = WAY_STACK_KIND;
+	else if (may_exist(&route.link->host_flows) && host_flows.lookup(key))
+		route.way = WAY_STACK_HOST_FLOW;
+	else if (packet->hop_limit <= 1)
+		route.way = WAY_STACK_HOP_LIMIT;
+	else
+		route.way = way_into(packet, pod);
+	count_way(packet, route.way);
+	settle_way(&route);
+	return route;
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +77,10 @@ POD_INTERFACES = ("veth*", "cali*", "lxc*", "eni*", "azv*", "gke*")
 """What common CNI plugins name the host-side links of pods; an uplink is never named so."""
 
 
+Network = IPv4Network | IPv6Network
+CLUSTER_CIDRS_MAX = 64
+
+
 class Settings(BaseModel):
     """One valid set of settings. The keys outside are these names with hyphens."""
 
@@ -86,9 +91,10 @@ class Settings(BaseModel):
     network_policy: NetworkPolicy = NetworkPolicy.OFF
     balancing: Balancing = Balancing.RANDOM
     pod_interfaces: tuple[str, ...] = Field(default=POD_INTERFACES, min_length=1)
+    cluster_cidr: tuple[Network, ...] = ()
     log_level: LogLevel = LogLevel.INFO
 
-    @field_validator("pod_interfaces", mode="before")
+    @field_validator("pod_interfaces", "cluster_cidr", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part for part in re.split(r"[,\s]+", value) if part) if isinstance(value, str) else value
@@ -100,6 +106,16 @@ class Settings(BaseModel):
             if fnmatchcase("lo", pattern) or not re.search(r"\w", pattern):
                 raise ValueError(f"pattern {pattern!r} would match links that are no pod's")
         return patterns
+
+    @field_validator("cluster_cidr")
+    @classmethod
+    def _narrow_networks(cls, networks: tuple[Network, ...]) -> tuple[Network, ...]:
+        if len(networks) > CLUSTER_CIDRS_MAX:
+            raise ValueError(f"{len(networks)} networks are too many")
+        for network in networks:
+            if network.prefixlen == 0:
+                raise ValueError(f"{network} is more than any cluster")
+        return networks
 
     def is_pod_interface(self, link: str) -> bool:
         return any(fnmatchcase(link, pattern) for pattern in self.pod_interfaces)
@@ -116,6 +132,10 @@ class Settings(BaseModel):
             yield f"network-policy {self.network_policy.value}: this version has no network policies yet"
 
 
+_ALLOWED = {
+    "pod-interfaces": "link-name patterns such as veth*, cali*",
+    "cluster-cidr": f"up to {CLUSTER_CIDRS_MAX} networks such as 10.244.0.0/16, fd00:244::/48, zeros behind the prefix",
+}
 _KEYS = {name.replace("_", "-"): field for name, field in Settings.model_fields.items()}
 
 
@@ -127,7 +147,7 @@ def parse_settings(mapping: Mapping[str, object]) -> Settings:
     try:
         return Settings.model_validate(dict(mapping))
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(detail) for detail in error.errors())) from None
+        raise ConfigError("; ".join(dict.fromkeys(map(_sentence, error.errors())))) from None
 
 
 def _sentence(detail: Any) -> str:
@@ -140,8 +160,8 @@ def _sentence(detail: Any) -> str:
         allowed = getattr(_KEYS[key].annotation, "__members__", {}).values()
         return f"setting {key} can't be {detail['input']!r}: allowed are {_enumerated(m.value for m in allowed)}"
     if detail["type"] == "value_error":
-        return f"setting {key}: {detail['ctx']['error']}: allowed are link-name patterns such as veth*"
-    return f"setting {key} can't be {detail['input']!r}: allowed are link-name patterns such as veth*, cali*"
+        return f"setting {key}: {detail['ctx']['error']}: allowed are {_ALLOWED[key]}"
+    return f"setting {key} can't be {detail['input']!r}: allowed are {_ALLOWED[key]}"
 
 
 def _enumerated(words: Any) -> str:

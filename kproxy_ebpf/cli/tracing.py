@@ -133,7 +133,7 @@ def _tuple(packet: FlowTuple) -> dict[str, str]:
 def _why(trace: Trace, service: str | None) -> str:
     """The verdict in a sentence."""
     match trace.verdict:
-        case Verdict.UNTOUCHED if trace.handed_to:
+        case Verdict.UNTOUCHED if trace.handed_to or trace.leaves:
             return f"no frontend has this address and port: {_handed(trace)} as it is"
         case Verdict.UNTOUCHED if trace.frontend is not None:
             return "in this mode the programs at the pods' links translate no new connection: left to the host as it is"
@@ -141,7 +141,7 @@ def _why(trace: Trace, service: str | None) -> str:
             return "no frontend has this address and port, nor is the address a VIP: left to the host as it is"
         case Verdict.BALANCED if trace.hairpin:
             return "the pod reaches itself: sent back out of its own link, as from the VIP"
-        case Verdict.BALANCED if trace.handed_to:
+        case Verdict.BALANCED if trace.handed_to or trace.leaves:
             return f"translated, then {_handed(trace)}"
         case Verdict.BALANCED:
             return "translated, then left to the host's routes"
@@ -155,6 +155,8 @@ def _why(trace: Trace, service: str | None) -> str:
 
 
 def _handed(trace: Trace) -> str:
+    if trace.leaves:
+        return "handed to the next hop towards another node"
     return f"handed straight to the pod at link {_link(trace.handed_to)}"
 
 

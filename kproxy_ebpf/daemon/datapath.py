@@ -11,7 +11,7 @@ import structlog
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.adopt import adopted, insert
-from kproxy_ebpf.datapath.attach import Attacher, Method
+from kproxy_ebpf.datapath.attach import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.conntrack import tracked
 from kproxy_ebpf.datapath.contract import Switches
@@ -19,7 +19,7 @@ from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
-from kproxy_ebpf.datapath.pod_links import Kind, PodLinkTable
+from kproxy_ebpf.datapath.pod_links import unrecord
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
@@ -39,6 +39,7 @@ class Datapath:
         self.sockets = Sockets(generation, cgroup)
         self._capacities = capacities
         self.attacher = Attacher(generation, method)
+        self.uplink_attacher = Attacher(generation, method, AT_UPLINKS)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
         self._counters, self._ways = Counters(generation), Ways(generation)
         self._live = LiveSettings(generation)
@@ -65,10 +66,13 @@ class Datapath:
         await asyncio.to_thread(self._take_over)
 
     def _take_over(self) -> None:
-        self.attacher.prune()
+        attachers = self.uplink_attacher, self.attacher  # the order of a reply's way: it is known there before it comes
+        for attacher in attachers:
+            attacher.prune()
         self.generation.inherit()
         self.generation.activate()
-        self.attacher.swap(self.generation)
+        for attacher in attachers:
+            attacher.swap(self.generation)
         if self.sockets.is_attached:
             self.sockets.attach()
         self.generation.retire_others()
@@ -85,8 +89,7 @@ class Datapath:
         """
         if Switches.REDIRECT in switches and Switches.REDIRECT not in self._live.switches():
             for family in FAMILIES:
-                with PodLinkTable(self.generation, family) as table:
-                    table.unsettle(Kind.UNRECORDED)
+                unrecord(self.generation, family)
         self._live.switch(switches)
 
     def offer_sockets(self) -> None:
@@ -147,6 +150,7 @@ class Datapath:
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""
         self.attacher.close()
+        self.uplink_attacher.close()
         self.sockets.close()
         self._counters.close()
         self._ways.close()

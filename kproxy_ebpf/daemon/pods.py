@@ -5,13 +5,15 @@ has ended, and then none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
 from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.short_cut import ShortCut
+from kproxy_ebpf.daemon.uplinks import Uplinks
+from kproxy_ebpf.datapath.cluster import Network
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.kernel import redirects
 from kproxy_ebpf.datapath.links import PodLinks
@@ -53,7 +55,8 @@ class Pods:
     ) -> None:
         self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
         self._failures = metrics.attach_failures
-        self.short_cut = ShortCut(datapath.generation, self._is_redirecting, health)
+        uplinks = Uplinks(datapath.generation, datapath.uplink_attacher, self._cluster, health)
+        self.short_cut = ShortCut(datapath.generation, uplinks, self._is_redirecting, health)
         self._drained = not self.is_on and not datapath.has_live_flows()
         self._changed_settings = asyncio.Event()
         self.switched = asyncio.Event()  # the settings of the start are in force
@@ -78,6 +81,9 @@ class Pods:
 
     def _is_redirecting(self) -> bool:
         return Switches.REDIRECT in self._wanted
+
+    def _cluster(self) -> Collection[Network]:
+        return self._keeper.current.cluster_cidr if self._is_redirecting() else ()
 
     async def forward(self) -> None:
         """Keep what the programs know of pods' addresses and of the host's connections; for ever."""

@@ -1,4 +1,6 @@
-"""What the short cut needs to know: which address is behind which link, and which connections go the host's way."""
+"""What the short cut needs to know: which address is behind which link, which links lead to other nodes, and which
+connections go the host's way.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.host_flows import is_worth_a_look, look
@@ -32,8 +35,8 @@ class ShortCut:
     What a link has is known before the switch is turned on, so that turning it on takes one write and one look.
     """
 
-    def __init__(self, generation: Generation, is_on: Callable[[], bool], health: Health) -> None:
-        self._generation, self._is_on, self._health = generation, is_on, health
+    def __init__(self, generation: Generation, uplinks: Uplinks, is_on: Callable[[], bool], health: Health) -> None:
+        self._generation, self._uplinks, self._is_on, self._health = generation, uplinks, is_on, health
         self._stirred = asyncio.Event()
         self._reader = PodAddresses()
 
@@ -60,9 +63,10 @@ class ShortCut:
         """Read what the kernel knows, and tell the programs: of links before of the addresses behind them."""
         with PodTable(self._generation) as table:
             known = table.read()
-            ports, addresses = self._reader.read(links, known)
+            ports, addresses, survey = self._reader.read(links, known)
             for family in FAMILIES:
                 table.replace(family, facts_of(ports, addresses[family]), ports, addresses[family])
+        self._uplinks.follow(survey, links | {port.bridge for port in ports.values()})
         return addresses
 
     def _look(self, addresses: Addresses) -> None:
@@ -71,7 +75,7 @@ class ShortCut:
             if not is_worth_a_look(self._generation, family):
                 continue
             try:
-                looked = look(self._generation, family, addresses[family])
+                looked = look(self._generation, family, addresses[family], self._uplinks.cluster(family))
             except (OSError, MapFullError) as error:
                 problem = f"pods stay on the host's way until its connections are known: {error}"
             else:

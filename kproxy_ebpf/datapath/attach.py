@@ -19,9 +19,10 @@ from kproxy_ebpf.datapath.contract import pinned_name
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.errors import NodeError
 
-_ATTACH_TYPES = {"to_pod": 47, "from_pod": 46}  # BPF_TCX_EGRESS, BPF_TCX_INGRESS
-_ORDER = [(name, family) for name in _ATTACH_TYPES for family in FAMILIES]
-"""Replies must be translated before anything is sent that they answer."""
+_ATTACH_TYPES = {"to_pod": 47, "from_pod": 46, "to_uplink": 47, "from_uplink": 46}  # BPF_TCX_EGRESS, BPF_TCX_INGRESS
+AT_PODS = ("to_pod", "from_pod")
+"""The programs at a pod's link: replies must be translated before anything is sent that they answer."""
+AT_UPLINKS = ("to_uplink", "from_uplink")
 
 
 class Method(StrEnum):
@@ -31,11 +32,16 @@ class Method(StrEnum):
 
 
 class Attacher:
-    """Attaches one generation's programs to links of this network namespace. `method` may force TCX or clsact."""
+    """Attaches one generation's `programs` to links of this network namespace; what others attach, be it ours, is left
+    alone. `method` may force TCX or clsact.
+    """
 
-    def __init__(self, generation: Generation, method: Method = Method.AUTO) -> None:
+    def __init__(
+        self, generation: Generation, method: Method = Method.AUTO, programs: tuple[str, ...] = AT_PODS
+    ) -> None:
         self._links = generation.root / "links"
-        self._clsact = Clsact(self._links)
+        self._order = [(name, family) for name in programs for family in FAMILIES]
+        self._clsact = Clsact(self._links, programs)
         self._method = method
         self._open_programs(generation)
 
@@ -102,7 +108,7 @@ class Attacher:
         self.close()
 
     def _attach_tcx(self, ifindex: int) -> None:
-        for name, family in _ORDER:
+        for name, family in self._order:
             pin, program = self._pin(ifindex, name, family), self._programs[name, family]
             if pin.exists() and self._update(pin, ifindex, name, family):
                 continue
@@ -121,7 +127,7 @@ class Attacher:
             return True
 
     def _detach_tcx(self, ifindex: int) -> None:
-        for name, family in reversed(_ORDER):
+        for name, family in reversed(self._order):
             pin = self._pin(ifindex, name, family)
             if pin.exists():
                 with Link.open(pin) as link:
@@ -132,14 +138,14 @@ class Attacher:
         return {int(pin.name.partition("-")[0]) for pin in self._pins()}
 
     def _pins(self) -> list[Path]:
-        names = {pinned_name(name, family) for name, family in _ORDER}
+        names = {pinned_name(name, family) for name, family in self._order}
         return [pin for pin in self._links.iterdir() if pin.name.partition("-")[2] in names]
 
     def _pin(self, ifindex: int, name: str, family: int) -> Path:
         return self._links / f"{ifindex}-{pinned_name(name, family)}"
 
     def _open_programs(self, generation: Generation) -> None:
-        self._programs = {(name, family): generation.program(name, family) for name, family in _ORDER}
+        self._programs = {(name, family): generation.program(name, family) for name, family in self._order}
         self._program_ids = {key: program.id for key, program in self._programs.items()}
 
     def _close_programs(self) -> None:

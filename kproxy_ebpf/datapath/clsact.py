@@ -7,7 +7,7 @@ remembers that, over restarts) and nobody else's filter is in it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,15 @@ from pyroute2.protocols import ETH_P_IP, ETH_P_IPV6
 
 from kproxy_ebpf.datapath import rtnetlink
 from kproxy_ebpf.datapath.bpf import Program
+from kproxy_ebpf.datapath.contract import pinned_name
 from kproxy_ebpf.datapath.rtnetlink import requests
 
 OWNER = "kproxy-ebpf/"
 _HANDLE = 0x6B70
 _PRIORITIES = {4: 50, 6: 51}  # one protocol for each priority
 _ETHERTYPES = {4: ETH_P_IP, 6: ETH_P_IPV6}
-_PARENTS = {"from_pod": 0xFFFFFFF2, "to_pod": 0xFFFFFFF3}  # clsact's ingress and egress
+_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # of clsact
+_PARENTS = {"from_pod": _INGRESS, "to_pod": _EGRESS, "from_uplink": _INGRESS, "to_uplink": _EGRESS}
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)  # EINVAL: no such qdisc
 
 
@@ -40,16 +42,18 @@ class Filter(NamedTuple):
 
 
 class Clsact:
-    """The qdiscs and filters of this network namespace. `markers` is the folder for what must be remembered.
+    """The qdiscs and filters of this network namespace. `markers` is the folder for what must be remembered, `programs`
+    those whose filters are meant; without, all that are ours.
 
     For threads without a running loop.
     """
 
-    def __init__(self, markers: Path) -> None:
+    def __init__(self, markers: Path, programs: Iterable[str] = ("",)) -> None:
         self._markers = markers
+        self._owned = tuple(f"{OWNER}{name}" for name in programs)
 
     def attach(self, ifindex: int, programs: Mapping[tuple[str, int], Program]) -> None:
-        """Attach each (from_pod or to_pod, family), in this order, or replace what is there. Raises OSError."""
+        """Attach each (name, family), in this order, or replace what is there. Raises OSError."""
         with requests(f"programs at interface {ifindex}") as route:
             self._ensure_qdisc(route, ifindex)
             for (name, family), program in programs.items():
@@ -63,7 +67,7 @@ class Clsact:
                     protocol=_ETHERTYPES[family],
                     classid=1,
                     fd=program.fd,
-                    name=f"{OWNER}{name}_v{family}",
+                    name=f"{OWNER}{pinned_name(name, family)}",
                     direct_action=True,
                 )
 
@@ -71,7 +75,7 @@ class Clsact:
         """Remove our filters, and the qdisc if it is ours and empty. A link that is gone took both with it."""
         with requests(f"filters at interface {ifindex}") as route:
             for found in _filters(route, ifindex):
-                if found.name.startswith(OWNER):
+                if found.name.startswith(self._owned):
                     with _gone_is_fine():
                         where = {"handle": found.handle, "parent": found.parent, "info": found.info}
                         route.tc("del-filter", "bpf", ifindex, **where)
@@ -83,7 +87,7 @@ class Clsact:
             return {
                 ifindex
                 for ifindex in _qdiscs(route)
-                if any(found.name.startswith(OWNER) for found in _filters(route, ifindex))
+                if any(found.name.startswith(self._owned) for found in _filters(route, ifindex))
             }
 
     def prune(self) -> None:
@@ -128,7 +132,7 @@ def _qdiscs(route: IPRoute) -> set[int]:
 
 def _filters(route: IPRoute, ifindex: int) -> list[Filter]:
     """All filters at a link's hooks; none where link or qdisc are gone."""
-    return [found for parent in _PARENTS.values() for found in _filters_at(route, ifindex, parent)]
+    return [found for parent in (_INGRESS, _EGRESS) for found in _filters_at(route, ifindex, parent)]
 
 
 def _filters_at(route: IPRoute, ifindex: int, parent: int) -> Iterator[Filter]:

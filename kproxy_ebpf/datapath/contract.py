@@ -71,8 +71,8 @@ class CgroupHook(IntEnum):
     GETPEERNAME6 = 30
 
 
-PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum")
-"""The functions in pod.c that are programs; pinned with the suffix _v4 or _v6."""
+PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum", "from_uplink", "to_uplink", "uplink_error")
+"""The functions in pod.c and uplink.h that are programs; pinned with the suffix _v4 or _v6."""
 
 SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
     4: {
@@ -104,8 +104,8 @@ SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 FLOW_TABLES = ("flows", "affinity")
 """Written by the programs."""
 
-FORWARDING_TABLES = ("pod_links", "pods", "host_flows")
-"""What the daemon has learned of the pods of this node, and what began the host's way."""
+FORWARDING_TABLES = ("pod_links", "pods", "host_flows", "cluster")
+"""What the daemon has learned of the pods of this node and of the others, and what began the host's way."""
 
 PEERS_MAX = 8
 
@@ -113,7 +113,7 @@ STORAGES = ("connections", "peers")
 """What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
 
 FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, *FORWARDING_TABLES, "programs", "predecessor", *STORAGES)
-SHARED_MAPS = ("counters", "ways", "settings", "events", "schema")
+SHARED_MAPS = ("counters", "ways", "uplinks", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
 
@@ -124,6 +124,7 @@ class ProgramIndex(IntEnum):
     REJECT = 0
     ICMP_ERROR = 1
     SCTP_CHECKSUM = 2
+    UPLINK_ERROR = 3
 
 
 class Direction(IntEnum):
@@ -159,7 +160,7 @@ class Verdict(IntEnum):
 
 
 class Way(IntEnum):
-    """How a packet of a pod was sent on while Switches.REDIRECT is set; for each way of the stack, why."""
+    """How a packet from or to a pod was sent on while Switches.REDIRECT is set; for each way of the stack, why."""
 
     PEER = 0
     STACK_ELSEWHERE = 1
@@ -170,6 +171,8 @@ class Way(IntEnum):
     STACK_LINK_LAYER = 6
     STACK_HOP_LIMIT = 7
     STACK_MTU = 8
+    NEIGHBOUR = 9
+    STACK_ROUTE = 10
 
 
 class FlowState(IntEnum):
@@ -216,6 +219,7 @@ class Layouts:
     SourceRangeKey: type[Structure]
     Peer: type[Structure]
     PodLink: type[Structure]
+    ClusterKey: type[Structure]
 
 
 class Frontend(Structure):
@@ -380,6 +384,7 @@ def layouts(family: int) -> Layouts:
             ("pad", c_uint16),
             ("netns_id", c_uint32),
         ),
+        ClusterKey=_structure("ClusterKey", ("prefix_bits", c_uint32), ("address", address)),
     )
 
 
@@ -405,6 +410,8 @@ def entries(family: int) -> dict[str, tuple[Any, Any]]:
         "pod_links": (c_uint32, these.PodLink),
         "pods": (c_uint8 * address_bytes(family), Pod),
         "host_flows": (these.Tuple, HostFlow),
+        "cluster": (these.ClusterKey, c_uint32),
+        "uplinks": (c_uint32, c_uint32),
         "counters": (c_uint32, Counter),
         "ways": (c_uint32, Counter),
         "settings": (c_uint32, Settings),

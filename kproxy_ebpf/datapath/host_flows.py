@@ -11,6 +11,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from kproxy_ebpf.datapath import conntrack
+from kproxy_ebpf.datapath.cluster import PrefixSet
 from kproxy_ebpf.datapath.conntrack import Tracked
 from kproxy_ebpf.datapath.flows import flow_key, now_seconds
 from kproxy_ebpf.datapath.generation import Generation
@@ -34,15 +35,16 @@ def is_worth_a_look(generation: Generation, family: int) -> bool:
         return bool(table.made(Kind.HOST_FLOWS) or table.made(Kind.UNRECORDED))
 
 
-def look(generation: Generation, family: int, pods: Mapping[bytes, int]) -> Looked:
-    """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of pods by address.
+def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet) -> Looked:
+    """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of this node's pods by
+    address; `cluster`: where the pods of other nodes are.
 
     Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
     """
     with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
         unrecorded, unsettled = table.made(Kind.UNRECORDED), table.made(Kind.HOST_FLOWS)
         began = now_seconds()
-        followed = _followed(family, conntrack.tracked(family), pods)
+        followed = _followed(family, conntrack.tracked(family), pods, cluster)
         in_use: set[int] = set()
         removed = 0
         present = dict(flows.items())
@@ -68,16 +70,21 @@ def look(generation: Generation, family: int, pods: Mapping[bytes, int]) -> Look
 
 class _Followed(NamedTuple):
     ifindex: int  # the link that counts it
-    links: frozenset[int]  # of the pods at its ends
+    links: frozenset[int]  # of the pods of this node at its ends
 
 
-def _followed(family: int, connections: list[Tracked], pods: Mapping[bytes, int]) -> dict[bytes, _Followed]:
-    """The connections whose packets the short cut could take, by their key in host_flows: both ends are pods."""
+def _followed(
+    family: int, connections: list[Tracked], pods: Mapping[bytes, int], cluster: PrefixSet
+) -> dict[bytes, _Followed]:
+    """The connections whose packets the short cut could take, by their keys in host_flows: one end is a pod of this
+    node, the other a pod of this or in the cluster. What the host translates has packets of two kinds, of each of which
+    both directions count: an ICMP error is known by the packet that it quotes.
+    """
     found = {}
-    for connection in connections:
-        for way in connection:
-            ends = pods.get(way.source), pods.get(way.destination)
-            if None not in ends:
-                ifindex = pods.get(connection.reply.source) or ends[0] or 0
-                found[flow_key(family, way)] = _Followed(ifindex, frozenset(filter(None, ends)))
+    for original, reply in connections:
+        for way in (original,) if original == reply.reversed() else (original, reply):
+            links = frozenset(filter(None, map(pods.get, (way.source, way.destination))))
+            if links and all(end in pods or cluster.covers(end) for end in (way.source, way.destination)):
+                followed = _Followed(pods.get(reply.source) or min(links), links)
+                found[flow_key(family, way)] = found[flow_key(family, way.reversed())] = followed
     return found

@@ -8,7 +8,7 @@ forgets what it has learned when packets pass it by.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -20,9 +20,8 @@ from pyroute2.netlink.rtnl import rt_scope, rt_type
 from kproxy_ebpf.datapath import rtnetlink
 from kproxy_ebpf.datapath.contract import address_bytes
 from kproxy_ebpf.datapath.pod_links import LinkFacts
-from kproxy_ebpf.datapath.rtnetlink import NO_NEIGHBOUR, Message, requests
+from kproxy_ebpf.datapath.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _MAIN_TABLE = 254
 _UP = 1
 
@@ -37,6 +36,16 @@ class Port(NamedTuple):
     netns_id: int
 
 
+class Found(NamedTuple):
+    """The ports among the links asked for; by family, which of them has which address: one each, for one link each;
+    and what else was read on the way.
+    """
+
+    ports: dict[int, Port]
+    addresses: dict[int, dict[bytes, int]]
+    survey: Survey
+
+
 Claims = dict[bytes, set[int]]
 """Which links say that an address is behind them."""
 
@@ -47,21 +56,21 @@ class PodAddresses:
     def __init__(self) -> None:
         self._macs: dict[int, bytes] = {}
 
-    def read(
-        self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]
-    ) -> tuple[dict[int, Port], dict[int, dict[bytes, int]]]:
-        """The ports among `links`, and by family which of them has which address: one each, for one link each.
-
-        `known` is what held until now. An address behind a bridge stays known while nothing contradicts, because
-        neighbour entries that are not used are forgotten. Raises OSError.
+    def read(self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]) -> Found:
+        """What is known now. `known` is what held until now: an address behind a bridge stays known while nothing
+        contradicts, because neighbour entries that are not used are forgotten. Raises OSError.
         """
         with requests("addresses of pods") as route:
-            ports = self._ports(route, links)
-            addresses = {family: _addresses(route, family, ports, known[family]) for family in _FAMILIES}
-        return ports, addresses
+            survey = rtnetlink.survey(route)
+            ports = self._ports(route, survey.links, links)
+            claims = {
+                family: (*_host_routes(messages, family), *_neighbours(route, family, ports))
+                for family, messages in survey.routes.items()
+            }
+        addresses = {family: _addresses(ports, claims[family], known[family]) for family in claims}
+        return Found(ports, addresses, survey)
 
-    def _ports(self, route: IPRoute, links: Collection[int]) -> dict[int, Port]:
-        messages = {message["index"]: message for message in rtnetlink.dump(route.get_links)}
+    def _ports(self, route: IPRoute, messages: Mapping[int, Message], links: Collection[int]) -> dict[int, Port]:
         bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if _is_plain_bridge(message)}
         self._macs = {ifindex: mac for ifindex, mac in self._macs.items() if ifindex in messages}
         ports = {}
@@ -94,9 +103,11 @@ def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[
     }
 
 
-def _addresses(route: IPRoute, family: int, ports: Mapping[int, Port], known: Mapping[bytes, int]) -> dict[bytes, int]:
+def _addresses(
+    ports: Mapping[int, Port], claimed: Iterable[tuple[bytes, int]], known: Mapping[bytes, int]
+) -> dict[bytes, int]:
     claims: Claims = {}
-    for address, ifindex in (*_host_routes(route, family), *_neighbours(route, family, ports)):
+    for address, ifindex in claimed:
         if not is_link_local(address):
             claims.setdefault(address, set()).add(ifindex)
     for address, ifindex in known.items():
@@ -120,9 +131,9 @@ def is_link_local(address: bytes) -> bool:
     return ip_address(address).is_link_local
 
 
-def _host_routes(route: IPRoute, family: int) -> Iterator[tuple[bytes, int]]:
+def _host_routes(messages: Iterable[Message], family: int) -> Iterator[tuple[bytes, int]]:
     """Whole addresses that are directly behind a link."""
-    for message in rtnetlink.dump(partial(route.get_routes, family=_FAMILIES[family])):
+    for message in messages:
         is_direct = message.get_attr("RTA_GATEWAY") is None and message.get_attr("RTA_MULTIPATH") is None
         is_host = message["dst_len"] == 8 * address_bytes(family) and message["type"] == rt_type["unicast"]
         is_link = family == 6 or message["scope"] == rt_scope["link"]
@@ -134,7 +145,7 @@ def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Itera
     """Addresses that a bridge has a neighbour for: the port that it is behind, or 0 where that is no pod's."""
     behind = {(port.bridge, port.mac): port.ifindex for port in ports.values() if port.bridge}
     bridges = {port.bridge for port in ports.values()}
-    for message in rtnetlink.dump(partial(route.get_neighbours, family=_FAMILIES[family])):
+    for message in rtnetlink.dump(partial(route.get_neighbours, family=rtnetlink.FAMILIES[family])):
         mac = message.get_attr("NDA_LLADDR")
         if message["ifindex"] in bridges and mac and not message["state"] & NO_NEIGHBOUR:
             address = _packed(family, message.get_attr("NDA_DST"))
@@ -168,4 +179,4 @@ def _binary(mac: str) -> bytes:
 
 
 def _packed(family: int, address: str) -> bytes:
-    return socket.inet_pton(_FAMILIES[family], address)
+    return socket.inet_pton(rtnetlink.FAMILIES[family], address)

@@ -127,3 +127,9 @@ class PodLinkTable:
         packed = memoryview(self._facts.pack(facts.pod, facts.router_mac, facts.netns_id)).cast("I")
         words[at : at + len(packed)] = packed
         words[base] = ifindex
+
+
+def unrecord(generation: Generation, family: int) -> None:
+    """Connections of any pod may have begun the host's way unnoticed."""
+    with PodLinkTable(generation, family) as table:
+        table.unsettle(Kind.UNRECORDED)

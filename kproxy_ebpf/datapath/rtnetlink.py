@@ -34,6 +34,16 @@ _SO_RCVBUFFORCE = getattr(socket, "SO_RCVBUFFORCE", 33)
 _HEARING_BYTES = 1 << 22
 
 
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+class Survey(NamedTuple):
+    """What the kernel knows: links by ifindex, routes of all tables by family."""
+
+    links: dict[int, Message]
+    routes: dict[int, list[Message]]
+
+
 class LinkChange(NamedTuple):
     """A link appeared or changed (`name`), or went away (`name` is "")."""
 
@@ -57,9 +67,14 @@ def parse_default_route(message: Message) -> set[int] | None:
     """The links that a default route leads to; None for any other route."""
     if message["dst_len"] != 0 or message["type"] != rt_type["unicast"]:
         return None
-    hops = {hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()}
+    return hops(message)
+
+
+def hops(message: Message) -> set[int]:
+    """The links that a route leads to."""
+    links = {hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()}
     link = message.get_attr("RTA_OIF")
-    return hops if link is None else hops | {link}
+    return links if link is None else links | {link}
 
 
 def links() -> dict[int, str]:
@@ -73,6 +88,14 @@ def uplinks() -> set[int]:
     with requests("routes") as route:
         messages = dump(partial(route.get_routes, family=socket.AF_UNSPEC))
     return set().union(*(parse_default_route(message) or () for message in messages))
+
+
+def survey(route: IPRoute) -> Survey:
+    """Read links and routes. Raises NetlinkError."""
+    return Survey(
+        {message["index"]: message for message in dump(route.get_links)},
+        {family: dump(partial(route.get_routes, family=number)) for family, number in FAMILIES.items()},
+    )
 
 
 @contextmanager

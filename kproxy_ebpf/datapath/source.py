@@ -37,6 +37,8 @@ class Constants:
     pod_links_max: int = 4096
     pods_max: int = 8192
     host_flows_max: int = 65536
+    cluster_max: int = 256
+    uplinks_max: int = 64
     events_bytes: int = 1 << 20
 
 

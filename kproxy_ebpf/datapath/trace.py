@@ -46,7 +46,8 @@ class Trace:
     """What became of `packet`. `frontend` is what the maps had for its destination, or the mark of its address as a VIP
     where the port is not defined; `choices` are the backends that it leads to, `backend` the one that was chosen.
     `becomes` is the tuple after translation, `answer` what the pod would get back at once, `handed_to` the ifindex of
-    the pod's link that it would be handed to, past the host's stack.
+    the pod's link that it would be handed to, past the host's stack; `leaves` that it would be handed to the next hop,
+    on its way to another node.
     """
 
     packet: FlowTuple
@@ -59,6 +60,7 @@ class Trace:
     hairpin: bool = False
     was_affine: bool = False
     handed_to: int = 0
+    leaves: bool = False
     answer: Answer | None = None
 
     @property
@@ -249,20 +251,23 @@ class Tracer:
         if run.retval == _SHOT:
             return trace
         if known.frontend is None:
-            return replace(trace, handed_to=self._link_of(packet.destination) if run.retval == _REDIRECT else 0)
+            return self._forwarded(trace, packet, run)
         if flow is None:
             return replace(trace, answer=answer_of(run.data, self.family))
         becomes, hairpin = tuple_of(run.data, self.family), bool(flow.flags & FlowFlags.HAIRPIN)
-        is_handed = run.retval == _REDIRECT and not hairpin
         return replace(
-            trace,
+            trace if hairpin else self._forwarded(trace, becomes, run),
             backend_id=flow.backend_id,
             backend=known.backends.get(flow.backend_id) or self._backend(flow.backend_id),
             becomes=becomes,
             hairpin=hairpin,
-            handed_to=self._link_of(becomes.destination) if is_handed else 0,
             was_affine=known.affinity is not None and known.affinity.backend_id == flow.backend_id,
         )
+
+    def _forwarded(self, trace: Trace, becomes: FlowTuple, run: TestRun) -> Trace:
+        """Past the host's stack or not."""
+        link, is_handed = self._link_of(becomes.destination), run.retval == _REDIRECT
+        return replace(trace, handed_to=link if is_handed else 0, leaves=is_handed and not link)
 
 
 def replies(packet: FlowTuple, backends: Iterable[Backend]) -> Iterator[FlowTuple]:

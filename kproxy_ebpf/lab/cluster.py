@@ -4,6 +4,7 @@
 
     client ═ eth0 ── vethclient ═ node1 ═ eth0 ── bridge in the namespace "net" ── eth0 ═ node2 ═ vethweb ── eth0 ═ web
 
+Where the underlay is VXLAN, pods' packets leave a node through a tunnel's end, ``vxlan0``, over eth0.
 Node N has 10.200.0.N and fd00:200::N; its pods have 10.244.N.2… and fd00:244:N::2…. Their sockets belong to a cgroup of
 the node. The namespace `Lab.net` is the world outside: every node's default route ends there. Nothing is made in the
 machine's own namespace.
@@ -37,6 +38,8 @@ NODE = ROUTER | {"ipv4/conf/all/rp_filter": "2", "ipv4/conf/default/rp_filter": 
 GATEWAY4, GATEWAY6, GATEWAY_MAC = "169.254.1.1", "fe80::1", "ee:ee:ee:ee:ee:ee"
 OUTSIDE4, OUTSIDE6 = "10.200.0.254", "fd00:200::fe"
 LINK_NAME_MAX = 15
+CLUSTER_CIDRS = "10.244.0.0/16, fd00:244::/32"
+TUNNEL, TUNNEL_MTU, VTEP_MACS = "vxlan0", 1450, "02:76:78:00:00"
 
 
 class Cni(StrEnum):
@@ -44,6 +47,13 @@ class Cni(StrEnum):
 
     PTP = "ptp"
     BRIDGE = "bridge"
+
+
+class Underlay(StrEnum):
+    """How packets get from node to node: ROUTED as they are, or VXLAN inside of the nodes' own packets."""
+
+    ROUTED = "routed"
+    VXLAN = "vxlan"
 
 
 class Pod(Namespace):
@@ -80,6 +90,7 @@ class Node(Namespace):
         self.ip4, self.ip6 = f"10.200.0.{number}", f"fd00:200::{number}"
         self.pod_cidr4, self.pod_cidr6 = IPv4Network(cidrs[0]), IPv6Network(cidrs[1])
         self.pods: dict[str, Pod] = {}
+        self.vtep_mac = f"{VTEP_MACS}:{number:02x}"
         self._next_pod = 2
         lab.net.ip(
             f"link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {self.netns}",
@@ -93,6 +104,7 @@ class Node(Namespace):
             f"route add default via {OUTSIDE4}",
             f"route add ::/0 via {OUTSIDE6}",
             *(self._bridge() if cni is Cni.BRIDGE else ()),
+            *(self._tunnel() if lab.underlay is Underlay.VXLAN else ()),
         )
 
     def pod(self, name: str, *, mtu: int = 1500) -> Pod:
@@ -117,6 +129,9 @@ class Node(Namespace):
         netns.delete([pod.netns])
 
     def route_to(self, other: Node) -> None:
+        if self.lab.underlay is Underlay.VXLAN:
+            self._tunnel_to(other)
+            return
         self.ip(
             f"route add {other.pod_cidr4} via {other.ip4}",
             f"route add {other.pod_cidr6} via {other.ip6}",
@@ -128,6 +143,29 @@ class Node(Namespace):
             f"addr add {self.pod_cidr4[1]}/{self.pod_cidr4.prefixlen} dev cni0",
             f"addr add {self.pod_cidr6[1]}/{self.pod_cidr6.prefixlen} nodad dev cni0",
             "link set cni0 up",
+        )
+
+    def _tunnel(self) -> tuple[str, ...]:
+        """As flannel does it: the first address of a node's networks is that of its end of the tunnel."""
+        return (
+            f"link add {TUNNEL} address {self.vtep_mac} mtu {TUNNEL_MTU} type vxlan id 1 dev eth0 "
+            f"local {self.ip4} dstport 8472 nolearning",
+            f"addr add {self.pod_cidr4[0]}/32 dev {TUNNEL}",
+            f"addr add {self.pod_cidr6[0]}/128 nodad dev {TUNNEL}",
+            f"link set {TUNNEL} up",
+        )
+
+    def _tunnel_to(self, other: Node) -> None:
+        netns.run(["bridge", "-n", self.netns, "fdb", "append", other.vtep_mac, "dev", TUNNEL, "dst", other.ip4])
+        self.ip(
+            *(
+                line
+                for cidr in (other.pod_cidr4, other.pod_cidr6)
+                for line in (
+                    f"neigh add {cidr[0]} lladdr {other.vtep_mac} dev {TUNNEL} nud permanent",
+                    f"route add {cidr} via {cidr[0]} dev {TUNNEL} onlink",
+                )
+            )
         )
 
     def wires_to(self, pod: Pod) -> tuple[str, ...]:
@@ -163,8 +201,9 @@ class Node(Namespace):
 class Lab:
     """A context manager: everything is gone when it is left. What a killed run left is removed on entry."""
 
-    def __init__(self) -> None:
+    def __init__(self, underlay: Underlay = Underlay.ROUTED) -> None:
         registry.clean_stale()
+        self.underlay = underlay
         self.run_id = registry.claim()
         self.prefix = f"{registry.PREFIX}-{self.run_id}"
         self.folder = registry.RUNS / self.run_id

@@ -101,11 +101,11 @@ def test_packets_pass_by_the_hosts_stack(world, service, family, known):
     before = ways(world)
     until(lambda: goes_straight(world, service, family), "packets to go straight")
     assert ways(world)["peer"] >= before["peer"] + 8
-    world.daemon.settings({"mode": "tc", "forwarding": "stack"})
+    world.switch(mode="tc", forwarding="stack")
     try:
         until(lambda: not goes_straight(world, service, family), "packets to go the host's way")
     finally:
-        world.daemon.settings({"mode": "tc", "forwarding": "redirect"})
+        world.switch(mode="tc", forwarding="redirect")
     until(lambda: goes_straight(world, service, family), "packets to go straight again")
 
 
@@ -198,7 +198,7 @@ def test_switching_breaks_no_connection_beside_a_strict_firewall(world, service,
         with Crowd(world.client, service.vip(family), port, 20, protocol) as crowd:
             for _ in range(3):
                 for forwarding in ("stack", "redirect"):
-                    world.daemon.settings({"mode": "tc", "forwarding": forwarding})
+                    world.switch(mode="tc", forwarding=forwarding)
                     transfer(outgoing, incoming, 64)
                     transfer(incoming, outgoing, 64)
                     crowd.grow(5)
@@ -213,11 +213,11 @@ def test_what_the_host_translates_stays_with_the_host(world, service, family, pr
     port = {Protocol.TCP: 8080, Protocol.UDP: 5353}[protocol]
     rules = TRANSLATING.format(ip="ip" if family == 4 else "ip6", vip=vip, to=world.webs[0].address(family))
     world.node.run(["nft", "-f", "-"], input=rules)
-    world.daemon.settings({"mode": "tc", "forwarding": "stack"})
+    world.switch(mode="tc", forwarding="stack")
     try:
         with Crowd(world.client, vip, port, 5, protocol) as crowd:
             crowd.go_on()
-            world.daemon.settings({"mode": "tc", "forwarding": "redirect"})
+            world.switch(mode="tc", forwarding="redirect")
             until(lambda: goes_straight(world, service, family), "packets to go straight")
             crowd.grow(5)
             crowd.go_on(20)
@@ -225,7 +225,7 @@ def test_what_the_host_translates_stays_with_the_host(world, service, family, pr
         assert crowd.failures == []
         assert set(crowd.spread) == {"web1"}
     finally:
-        world.daemon.settings({"mode": "tc", "forwarding": "redirect"})
+        world.switch(mode="tc", forwarding="redirect")
         world.node.run(["nft", "delete table inet translating"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tcx import EGRESS, INGRESS, programs_at
 
-from kproxy_ebpf.lab import Cni, Lab, Node, Pod
+from kproxy_ebpf.lab import CLUSTER_CIDRS, Cni, Lab, Node, Pod, Underlay
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.manifests import DEFAULT_PORTS, EndpointSpec, Ports
 from kproxy_ebpf.lab.traffic import EchoServer, ask
@@ -22,6 +22,9 @@ from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
+# As on every node that a kube-proxy serves. Without it conntrack drops a new connection that would be mistaken for one
+# that it has translated and remembers; with it that one gets another source port.
+NAT = "table inet nat { chain postrouting { type nat hook postrouting priority 100; }; }"
 VARIANTS = {
     "tcx": {"attach": "tcx", "mode": "tc"},
     "clsact": {"attach": "clsact", "mode": "tc"},
@@ -30,6 +33,7 @@ VARIANTS = {
     "redirect": {"forwarding": "redirect", "mode": "tc"},
     "redirect-clsact": {"forwarding": "redirect", "attach": "clsact", "mode": "tc"},
     "redirect-bridge": {"forwarding": "redirect", "cni": Cni.BRIDGE},
+    "redirect-vxlan": {"forwarding": "redirect", "underlay": Underlay.VXLAN},
 }
 
 
@@ -46,6 +50,7 @@ class World:
     lab: Lab
     daemons: list[Daemon] = field(default_factory=list)
     servers: list[EchoServer] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(10))
 
     @property
@@ -63,6 +68,11 @@ class World:
     @property
     def webs(self) -> list[Pod]:
         return [pod for name, pod in self.node.pods.items() if name.startswith("web")]
+
+    def switch(self, daemon: Daemon | None = None, **changes: str) -> None:
+        """The world's settings with these changes, on one node. Hyphens are written as underscores."""
+        given = {name.replace("_", "-"): value for name, value in changes.items()}
+        (daemon or self.daemon).settings(self.settings | given)
 
     def serve(self, pod: Pod, ports: Ports = DEFAULT_PORTS) -> EchoServer:
         """Let `pod` answer on the target ports of `ports` with its name, on both of its addresses."""
@@ -138,7 +148,8 @@ def build_world(
     mode: str = "hybrid",
     forwarding: str = "stack",
 ) -> World:
-    world = World(lab)
+    settings = {"mode": mode, "forwarding": forwarding, "cluster-cidr": CLUSTER_CIDRS}
+    world = World(lab, settings=settings)
     node1, node2 = lab.node("node1", cni=cni), lab.node("node2", cni=cni)
     node1.pod("client")
     for name in ("web1", "web2", "web3"):
@@ -146,7 +157,7 @@ def build_world(
     world.serve(node2.pod("far"))
     node2.pod("farclient")
     for node in (node1, node2):
-        settings = {"mode": mode, "forwarding": forwarding}
+        node.run(["nft", "-f", "-"], input=NAT)
         daemon = Daemon(node, flags=["--attach", attach, *flags], settings=settings)
         world.daemons.append(daemon)
         daemon.launch()
@@ -164,9 +175,9 @@ def close_world(world: World) -> None:
 
 
 @contextmanager
-def running_world(**options: object) -> Iterator[World]:
+def running_world(*, underlay: Underlay = Underlay.ROUTED, **options: object) -> Iterator[World]:
     """`build_world` and its end."""
-    with Lab() as lab:
+    with Lab(underlay) as lab:
         world = build_world(lab, **options)
         yield world
         close_world(world)

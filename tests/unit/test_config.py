@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def test_keys_are_the_config_maps() -> None:
     assert parse_settings(settings.plain()) == settings
 
 
+def test_networks_of_both_families() -> None:
+    settings = parse_settings({"cluster-cidr": "10.244.0.0/16, fd00:244::/48"})
+    assert settings.cluster_cidr == (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:244::/48"))
+    assert parse_settings(settings.plain()) == settings
+
+
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
@@ -47,6 +54,10 @@ def test_keys_are_the_config_maps() -> None:
         ({"pod-interfaces": "l?"}, ["setting pod-interfaces", "'l?'"]),
         ({"pod-interfaces": " "}, ["setting pod-interfaces", "veth*"]),
         ({"pod-interfaces": {"a": "b"}}, ["setting pod-interfaces", "veth*"]),
+        ({"cluster-cidr": "10.244.0.0/16 10.244.0.1/24"}, ["setting cluster-cidr", "10.244.0.1/24", "fd00:244::/48"]),
+        ({"cluster-cidr": "everywhere"}, ["setting cluster-cidr", "'everywhere'", "10.244.0.0/16"]),
+        ({"cluster-cidr": "::/0"}, ["setting cluster-cidr", "::/0 is more than any cluster"]),
+        ({"cluster-cidr": "10.0.0.0/8 " * 65}, ["setting cluster-cidr", "65 networks", "64"]),
         ({"mode": "x", "log-level": "loud"}, ["setting mode", "setting log-level", "debug"]),
     ],
 )

@@ -138,7 +138,7 @@ def test_entries_are_described_of_all_maps_but_those_that_stay_with_their_progra
 
 
 def test_programs_and_maps_are_those_of_the_sources() -> None:
-    text = _COMMENT.sub("", (SOURCES / "pod.c").read_text())
+    text = _COMMENT.sub("", "".join((SOURCES / name).read_text() for name in ("pod.c", "uplink.h")))
     assert re.findall(r"^int (\w+)\(struct __sk_buff \*\w+\)$", text, re.MULTILINE) == list(contract.PROGRAMS)
     text = _COMMENT.sub("", (SOURCES / "socket.h").read_text())
     names = re.findall(r"^int (\w+)\(struct bpf_sock_addr \*\w+\)$", text, re.MULTILINE)

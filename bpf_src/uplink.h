@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The programs at a link to other nodes: from_uplink hands straight into the pod what comes there; what does not go that way
+ * meets to_pod, at the pod's link, as it does without it. to_uplink sees which connections leave by the host's stack.
+ */
+
+int from_uplink(struct __sk_buff *skb)
+{
+	if (!is_ours(skb) || !is_on(SWITCH_REDIRECT))
+		return NEXT;
+	struct packet packet = parse_packet(skb, TO_POD);
+	if (packet.kind == PACKET_ICMP_ERROR)
+		programs.call(skb, PROGRAM_UPLINK_ERROR);
+	struct tuple key = outgoing(&packet);
+	struct route route = choose_way_in(&packet, &key);
+	if (!route.pod || !route.link)
+		return NEXT;
+	turn_to_pod(&packet, &route);
+	int action = finish(&packet, verdict_to_pod(&packet));
+	return action == NEXT ? hand_to_pod(&packet, &route) : action;
+}
+
+int to_uplink(struct __sk_buff *skb)
+{
+	if (!is_ours(skb) || !is_on(SWITCH_REDIRECT))
+		return NEXT;
+	if (skb->tc_index == PAST_THE_HOST) {
+		skb->tc_index = 0; /* the other node may be a network namespace of this machine */
+		return NEXT;
+	}
+	struct packet packet = parse_packet(skb, FROM_POD);
+	note_departure(&packet);
+	return NEXT;
+}
+
+int uplink_error(struct __sk_buff *skb)
+{
+	struct packet packet = parse_packet(skb, TO_POD);
+	struct packet quoted = parse_quoted(&packet);
+	if (quoted.kind != PACKET_TRANSPORT || !same_address(&packet.tuple.destination, &quoted.tuple.source))
+		return NEXT;
+	struct tuple key = reversed(&quoted.tuple, FROM_POD);
+	struct route route = choose_way_in(&packet, &key);
+	if (!route.pod || !route.link)
+		return NEXT;
+	turn_to_pod(&packet, &route);
+	int action = finish(&packet, translate_icmp_error(&packet));
+	return action == NEXT ? hand_to_pod(&packet, &route) : action;
+}
