@@ -83,7 +83,9 @@ class Pods:
         return Switches.REDIRECT in self._wanted
 
     def _cluster(self) -> Collection[Network]:
-        return self._keeper.current.cluster_cidr if self._is_redirecting() else ()
+        """Whatever the forwarding: what the short cut needs is there before it is switched on."""
+        settings = self._keeper.current
+        return settings.cluster_cidr if settings.mode.is_on and redirects() else ()
 
     async def forward(self) -> None:
         """Keep what the programs know of pods' addresses and of the host's connections; for ever."""

@@ -1,4 +1,4 @@
-"""The links to other nodes: programs at them while packets are redirected, and what is in the cluster."""
+"""The links to other nodes: programs at them where packets may be redirected, and what is in the cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_UPLINK = "packets to other nodes go through the host's stack: no route leads 
 
 class Uplinks:
     """`follow` does everything, in the thread that reads the kernel. `wanted` says which networks are the cluster's,
-    none while packets are not redirected.
+    none where packets are never redirected.
     """
 
     def __init__(
