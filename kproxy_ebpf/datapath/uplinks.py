@@ -19,30 +19,34 @@ _PRESENT = (1).to_bytes(4, "little")
 
 
 class Route(NamedTuple):
+    """`is_narrow`: with an MTU of its own, which the stack heeds, and bpf_fib_lookup does not unless it is locked."""
+
     destination: Network
     links: frozenset[int]
+    is_narrow: bool
 
 
 def leading_out(survey: Survey, networks: Collection[Network], inward: Collection[int]) -> set[int]:
     """The links by which packets to other nodes' addresses in `networks` leave. `inward`: pods' links and bridges."""
-    usable = {ifindex for ifindex, message in survey.links.items() if _is_usable(message)}.difference(inward)
+    usable = {ifindex for ifindex, message in survey.links.items() if _is_usable(message)}
     routes = [
-        Route(route.destination, route.links & usable)
+        route
         for messages in survey.routes.values()
         for message in messages
-        if (route := _parse(message)) is not None
+        if (route := _parse(message)) is not None and route.links.difference(inward)
     ]
-    return set().union(*(_links_to(network, routes) for network in networks))
+    used = [route for network in networks for route in _routes_to(network, routes)]
+    narrow = set().union(*(route.links for route in used if route.is_narrow))
+    return (usable & set().union(*(route.links for route in used))).difference(narrow, inward)
 
 
-def _links_to(network: Network, routes: Iterable[Route]) -> set[int]:
-    """Of the routes to parts of it; where there are none, of the narrowest that leads to all of it."""
-    same = [route for route in routes if route.destination.version == network.version and route.links]
+def _routes_to(network: Network, routes: Iterable[Route]) -> list[Route]:
+    """Those to parts of it; where there are none, those with the longest prefix to all of it."""
+    same = [route for route in routes if route.destination.version == network.version]
     inside = [route for route in same if route.destination.subnet_of(network)]  # type: ignore[arg-type]
     around = [route for route in same if network.subnet_of(route.destination)]  # type: ignore[arg-type]
-    narrowest = max((route.destination.prefixlen for route in around), default=0)
-    found = inside or [route for route in around if route.destination.prefixlen == narrowest]
-    return set().union(*(route.links for route in found))
+    longest = max((route.destination.prefixlen for route in around), default=0)
+    return inside or [route for route in around if route.destination.prefixlen == longest]
 
 
 def _parse(message: Message) -> Route | None:
@@ -53,7 +57,9 @@ def _parse(message: Message) -> Route | None:
     is_neighbour = network.prefixlen == network.max_prefixlen and not has_gateway
     if message["type"] != rt_type["unicast"] or is_neighbour:
         return None
-    return Route(network, frozenset(hops(message)))
+    metrics = message.get_attr("RTA_METRICS")
+    is_narrow = metrics is not None and metrics.get_attr("RTAX_MTU") and not metrics.get_attr("RTAX_LOCK")
+    return Route(network, frozenset(hops(message)), bool(is_narrow))
 
 
 def _is_usable(message: Message) -> bool:

@@ -31,6 +31,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTPChunkInit
 
+from kproxy_ebpf.datapath.cluster import PrefixSet
 from kproxy_ebpf.datapath.contract import Direction, FlowFlags, Switches, Verdict, Way
 from kproxy_ebpf.datapath.flows import FlowTuple, flow_key
 from kproxy_ebpf.datapath.generation import Generation
@@ -329,7 +330,7 @@ def test_a_look_forgets_what_conntrack_does_not_follow(node):
     with node.generation.map("host_flows", node.family) as flows:
         (key,) = flows.keys()
         flows.update(key, node.server_link.to_bytes(4, "little") + (now_seconds() - 5).to_bytes(4, "little"))
-    looked = look(node.generation, node.family, {})
+    looked = look(node.generation, node.family, {}, PrefixSet(()))
     assert (looked.entries, looked.added, looked.removed) == (0, 0, 1)
     assert node.unsettled(Kind.HOST_FLOWS) == set()
     assert node.send(DIRECT.frame(node.family))[0] is Way.PEER

@@ -1,0 +1,350 @@
+"""Packets to and from other nodes with forwarding redirect: past the host's stack where that is safe."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from socket import if_nametoindex
+
+import pytest
+from harness import FROM_POD, NEXT, REDIRECT
+from packets import (
+    BACKEND,
+    CLIENT,
+    OUTSIDE,
+    PORT_UNREACHABLE,
+    VIP,
+    Endpoint,
+    Host,
+    Packet,
+    echo_request,
+    icmp_error,
+    router_alert,
+    tcp,
+    udp,
+)
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from test_way import (  # noqa: F401  # `node` is a fixture
+    LO,
+    ROUTER_MAC,
+    SERVER_MAC,
+    Node,
+    node,
+    routed,
+    with_hop_limit,
+)
+
+from kproxy_ebpf.datapath.cluster import ClusterTable
+from kproxy_ebpf.datapath.contract import Direction, FlowFlags, Verdict, Way
+from kproxy_ebpf.datapath.flows import FlowTuple, flow_key
+from kproxy_ebpf.datapath.maps import Ways
+from kproxy_ebpf.datapath.pod_links import Kind
+from kproxy_ebpf.datapath.uplinks import UplinkTable
+
+REMOTE = Endpoint(Host("10.1.9.2", "fd00:1:9::2"), 8080)
+NOWHERE = Endpoint(Host("10.1.8.2", "fd00:1:8::2"), 8080)
+NETWORKS = {4: "10.1.0.0/16", 6: "fd00:1::/32"}
+ROUTER = Host("192.168.7.9", "fd00:7::9")
+NEXT_HOP_MAC = "02:00:00:00:00:0c"
+MTU = 1400
+
+SETUP = f"""
+link add uplink0 mtu {MTU} up type veth peer name wire0
+link set wire0 up
+addr add 192.168.7.1/24 dev uplink0
+addr add fd00:7::1/64 nodad dev uplink0
+neigh add 192.168.7.2 lladdr {NEXT_HOP_MAC} dev uplink0 nud permanent
+neigh add fd00:7::2 lladdr {NEXT_HOP_MAC} dev uplink0 nud permanent
+route add 10.1.9.0/24 via 192.168.7.2
+route add fd00:1:9::/64 via fd00:7::2
+route add 10.1.8.0/24 dev veth0
+route add fd00:1:8::/64 dev veth0
+"""
+
+
+@dataclass
+class Uplink:
+    """The client's pod is behind `lo`; packets for REMOTE leave by uplink0."""
+
+    node: Node
+    ifindex: int
+
+    @property
+    def family(self) -> int:
+        return self.node.family
+
+    def arrive(self, frame: bytes, program: str = "from_uplink") -> tuple[Way | None, list[Verdict], int, bytes]:
+        """What became of a frame at the uplink: the way, the verdicts, the action, the frame."""
+        ways, datapath = Ways(self.node.generation), self.node.datapath
+        before = datapath.count(), ways.read()
+        with self.node.generation.program(program, self.family) as loaded:
+            result = loaded.test_run(bytes(6) + frame[6:])  # for the host: the kernel runs it at lo, which has zeros
+        verdicts = [each for each, count in datapath.count().items() for _ in range(count - before[0][each])]
+        counted = [way for way, (packets, _) in ways.read().items() for _ in range(packets - before[1][way][0])]
+        ways.close()
+        assert len(counted) <= 1
+        data = result.data if result.retval == REDIRECT else frame[:6] + result.data[6:]
+        return counted[0] if counted else None, verdicts, result.retval, data
+
+    def leave(self, frame: bytes) -> None:
+        """A frame goes out of the uplink by the host's stack."""
+        with self.node.generation.program("to_uplink", self.family) as program:
+            assert program.test_run(frame).retval == NEXT
+
+    def follow(self, source: Endpoint, destination: Endpoint, protocol: int = 6) -> None:
+        """The host follows a connection of which these are the packets that one end sends."""
+        packet = FlowTuple(
+            source.host.packed(self.family),
+            source.port,
+            destination.host.packed(self.family),
+            destination.port,
+            protocol,
+            FROM_POD,
+        )
+        self.node.note(packet, LO)
+
+
+@pytest.fixture
+def uplink(node: Node) -> Iterator[Uplink]:  # noqa: F811
+    subprocess.run(["ip", "-batch", "-"], input=SETUP, text=True, check=True)
+    subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"], check=True)
+    ifindex = if_nametoindex("uplink0")
+    networks = {ip_network(NETWORKS[node.family])}
+    with UplinkTable(node.generation) as table, ClusterTable(node.generation, node.family) as cluster:
+        table.add(ifindex)
+        cluster.add(networks)
+        yield Uplink(node, ifindex)
+        cluster.remove(networks)
+        table.remove(ifindex)
+
+
+def one_hop_less(packet: Packet, family: int) -> bytes:
+    """The link-layer addresses are the kernel's to write."""
+    return with_hop_limit(packet, family, 63)
+
+
+DIRECT = tcp(CLIENT, REMOTE, "A", b"data")
+ARRIVING = tcp(REMOTE.on(41000), CLIENT.on(8080), "A", b"data")
+
+
+def sent(uplink: Uplink, frame: bytes) -> tuple[Way, bytes]:
+    before = Ways(uplink.node.generation)
+    counts = before.read()
+    result = uplink.node.datapath.run(FROM_POD, frame)
+    (way,) = [way for way, (packets, _) in before.read().items() if packets != counts[way][0]]
+    before.close()
+    assert result.retval == (REDIRECT if way in (Way.PEER, Way.NEIGHBOUR) else NEXT)
+    return way, result.data
+
+
+@pytest.mark.parametrize("packet", [DIRECT, tcp(CLIENT, REMOTE, "S"), udp(CLIENT, REMOTE)], ids=["data", "syn", "udp"])
+def test_a_packet_for_another_node_is_handed_to_the_next_hop(uplink, packet):
+    assert sent(uplink, packet.frame(uplink.family)) == (Way.NEIGHBOUR, one_hop_less(packet, uplink.family))
+
+
+def test_through_a_vip_it_is_translated_first(uplink):
+    datapath = uplink.node.datapath
+    datapath.set_backend(1, address=datapath._address(REMOTE.host))
+    way, frame = sent(uplink, tcp(CLIENT, VIP, "S").frame(uplink.family))
+    assert (way, frame) == (Way.NEIGHBOUR, one_hop_less(tcp(CLIENT, REMOTE, "S"), uplink.family))
+
+
+def test_a_neighbour_that_is_not_known_is_left_to_the_kernel_to_ask_for(uplink):
+    next_hop = {4: "192.168.7.2", 6: "fd00:7::2"}[uplink.family]
+    subprocess.run(["ip", "neigh", "del", next_hop, "dev", "uplink0"], check=True)
+    assert sent(uplink, DIRECT.frame(uplink.family))[0] is Way.NEIGHBOUR
+
+
+Obstacle = Callable[[Uplink], bytes]
+
+
+def unchanged(packet: Packet) -> Obstacle:
+    return lambda uplink: packet.frame(uplink.family)
+
+
+def no_uplink(uplink: Uplink) -> bytes:
+    with UplinkTable(uplink.node.generation) as table:
+        table.remove(uplink.ifindex)
+    return DIRECT.frame(uplink.family)
+
+
+def no_route(uplink: Uplink) -> bytes:
+    subprocess.run(["ip", f"-{uplink.family}", "route", "flush", "dev", "uplink0"], check=True)
+    return DIRECT.frame(uplink.family)
+
+
+def narrow_route(uplink: Uplink) -> bytes:
+    """A route's own MTU, below that of its link."""
+    network, hop = {4: ("10.1.9.0/24", "192.168.7.2"), 6: ("fd00:1:9::/64", "fd00:7::2")}[uplink.family]
+    subprocess.run(["ip", "route", "change", network, "via", hop, "dev", "uplink0", "mtu", "lock", "1300"], check=True)
+    return tcp(CLIENT, REMOTE, "A", bytes(1290)).frame(uplink.family)
+
+
+def unrecorded(uplink: Uplink) -> bytes:
+    with uplink.node.table() as table:
+        table.unsettle(Kind.UNRECORDED, [LO])
+    return DIRECT.frame(uplink.family)
+
+
+def followed(uplink: Uplink) -> bytes:
+    uplink.follow(CLIENT, REMOTE)
+    return DIRECT.frame(uplink.family)
+
+
+def to_another_mac(uplink: Uplink) -> bytes:
+    frame = Ether(DIRECT.frame(uplink.family))
+    frame.dst = SERVER_MAC
+    return bytes(frame)
+
+
+@pytest.mark.parametrize(
+    ("way", "obstacle"),
+    [
+        (Way.STACK_ELSEWHERE, unchanged(tcp(CLIENT, OUTSIDE, "S"))),
+        (Way.STACK_UNRECORDED, unrecorded),
+        (Way.STACK_HOST_FLOW, followed),
+        (Way.STACK_SOURCE, unchanged(tcp(OUTSIDE, REMOTE, "S"))),
+        (Way.STACK_KIND, unchanged(echo_request(CLIENT, REMOTE))),
+        (Way.STACK_KIND, unchanged(tcp(CLIENT, REMOTE, "A", between=router_alert))),
+        (Way.STACK_LINK_LAYER, to_another_mac),
+        (Way.STACK_HOP_LIMIT, lambda uplink: with_hop_limit(DIRECT, uplink.family, 1)),
+        (Way.STACK_MTU, unchanged(tcp(CLIENT, REMOTE, "A", bytes(MTU)))),
+        (Way.STACK_MTU, narrow_route),
+        (Way.STACK_ROUTE, no_uplink),
+        (Way.STACK_ROUTE, no_route),
+        (Way.STACK_ROUTE, unchanged(tcp(CLIENT, NOWHERE, "A"))),
+    ],
+    ids=lambda value: value.name.lower() if isinstance(value, Way) else "",
+)
+def test_what_is_unsure_leaves_by_the_hosts_stack(uplink, way, obstacle):
+    frame = obstacle(uplink)
+    counted, left = sent(uplink, frame)
+    assert counted.name == way.name
+    assert left == frame
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [ARRIVING, tcp(REMOTE, CLIENT.on(8080), "S"), udp(REMOTE, CLIENT.on(5353))],
+    ids=["data", "syn", "udp"],
+)
+def test_a_packet_from_another_node_is_handed_to_its_pod(uplink, packet):
+    """Of the server behind the veth, whose link can be told from `lo`."""
+    packet = Packet(packet.source, BACKEND.host, packet.payload)
+    way, verdicts, action, frame = uplink.arrive(packet.frame(uplink.family))
+    assert (way, len(verdicts), action) == (Way.PEER, 1, REDIRECT)
+    assert frame == routed(packet, uplink.family, (ROUTER_MAC, SERVER_MAC))
+
+
+def flow_of_the_server(uplink: Uplink, protocol: str = "tcp") -> Endpoint:
+    """The pod behind the veth has reached REMOTE through the VIP; its end of that."""
+    client = BACKEND.on(40001)
+    with uplink.node.table() as table:
+        table.unsettle(Kind.FLOWS, [uplink.node.server_link])
+    for key, to, flags in (
+        ((client, VIP, Direction.FROM_POD), (client, REMOTE, Direction.TO_POD), FlowFlags(0)),
+        ((REMOTE, client, Direction.TO_POD), (VIP, client, Direction.FROM_POD), FlowFlags.REPLY),
+    ):
+        uplink.node.datapath.write_flow(key, to, protocol, flags=flags, ifindex=uplink.node.server_link)
+    return client
+
+
+def test_an_answer_from_another_node_comes_from_the_vip(uplink):
+    client = flow_of_the_server(uplink)
+    way, verdicts, action, frame = uplink.arrive(tcp(REMOTE, client, "SA").frame(uplink.family))
+    assert (way, verdicts, action) == (Way.PEER, [Verdict.REVERSED], REDIRECT)
+    assert frame == routed(tcp(VIP, client, "SA"), uplink.family)
+
+
+def test_an_error_of_any_router_about_a_straight_connection_is_handed_to_its_pod(uplink):
+    client = flow_of_the_server(uplink, "udp")
+    error = icmp_error(PORT_UNREACHABLE, ROUTER, client.host, udp(client, REMOTE))
+    way, verdicts, action, frame = uplink.arrive(error.frame(uplink.family))
+    assert (way, verdicts, action) == (Way.PEER, [Verdict.ICMP_ERROR_TRANSLATED], REDIRECT)
+    quoted = Ether(frame)[IP if uplink.family == 4 else IPv6].payload
+    assert VIP.host.packed(uplink.family) in bytes(quoted)
+
+
+def test_an_error_about_a_connection_of_the_hosts_is_the_hosts(uplink):
+    client = flow_of_the_server(uplink, "udp")
+    uplink.follow(client, REMOTE, 17)
+    uplink.follow(REMOTE, client, 17)
+    with uplink.node.table() as table:
+        table.unsettle(Kind.HOST_FLOWS, [uplink.node.server_link])
+    error = icmp_error(PORT_UNREACHABLE, ROUTER, client.host, udp(client, REMOTE)).frame(uplink.family)
+    assert uplink.arrive(error) == (Way.STACK_HOST_FLOW, [], NEXT, error)
+
+
+@pytest.mark.parametrize(
+    "about", [tcp(BACKEND, OUTSIDE, "S"), tcp(CLIENT, REMOTE, "S")], ids=["outside", "another pod"]
+)
+def test_an_error_about_anything_else_is_the_hosts(uplink, about):
+    error = icmp_error(PORT_UNREACHABLE, ROUTER, BACKEND.host, about).frame(uplink.family)
+    assert uplink.arrive(error)[1:] == ([], NEXT, error)
+
+
+def not_recorded(uplink: Uplink) -> bytes:
+    return (unrecorded(uplink), ARRIVING.frame(uplink.family))[1]
+
+
+def of_the_host(uplink: Uplink) -> bytes:
+    uplink.follow(REMOTE.on(41000), CLIENT.on(8080))
+    return ARRIVING.frame(uplink.family)
+
+
+def too_large(uplink: Uplink) -> bytes:
+    return tcp(REMOTE, BACKEND, "A", bytes(1500)).frame(uplink.family)
+
+
+@pytest.mark.parametrize(
+    ("way", "obstacle"),
+    [
+        (Way.STACK_UNRECORDED, not_recorded),
+        (Way.STACK_HOST_FLOW, of_the_host),
+        (Way.STACK_SOURCE, unchanged(tcp(OUTSIDE, CLIENT, "S"))),
+        (Way.STACK_SOURCE, unchanged(tcp(BACKEND, CLIENT, "S"))),
+        (Way.STACK_KIND, unchanged(echo_request(REMOTE, CLIENT))),
+        (Way.STACK_KIND, unchanged(tcp(REMOTE, CLIENT, "A", between=router_alert))),
+        (Way.STACK_HOP_LIMIT, lambda uplink: with_hop_limit(ARRIVING, uplink.family, 1)),
+        (Way.STACK_MTU, too_large),
+        (None, unchanged(tcp(REMOTE, NOWHERE, "S"))),
+    ],
+    ids=lambda value: value.name.lower() if isinstance(value, Way) else "",
+)
+def test_what_is_unsure_goes_on_through_the_hosts_stack(uplink, way, obstacle):
+    frame = obstacle(uplink)
+    assert uplink.arrive(frame) == (way, [], NEXT, frame)
+
+
+@pytest.mark.parametrize("packet", [tcp(CLIENT, REMOTE, "S"), udp(CLIENT, REMOTE)], ids=["syn", "udp"])
+def test_what_leaves_by_the_hosts_stack_is_the_hosts_connection(uplink, packet):
+    """Whatever VIP it was sent to: here it has been translated by the host."""
+    uplink.leave(packet.frame(uplink.family))
+    assert uplink.node.unsettled(Kind.HOST_FLOWS) == {LO}
+    is_tcp = packet.payload(4).name == "TCP"
+    answer = tcp(REMOTE, CLIENT, "SA") if is_tcp else udp(REMOTE, CLIENT)
+    assert uplink.arrive(answer.frame(uplink.family))[0] is Way.STACK_HOST_FLOW
+    assert sent(uplink, packet.frame(uplink.family))[0] is Way.STACK_HOST_FLOW
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [tcp(CLIENT, REMOTE, "A"), tcp(CLIENT, OUTSIDE, "S"), tcp(OUTSIDE, REMOTE, "S")],
+    ids=["mid-stream", "to outside", "of no pod"],
+)
+def test_what_else_leaves_is_not_noted(uplink, packet):
+    uplink.leave(packet.frame(uplink.family))
+    assert uplink.node.unsettled(Kind.HOST_FLOWS) == set()
+
+
+def test_a_connection_from_another_node_that_reaches_a_pod_by_the_stack_is_noted(uplink):
+    uplink.node.datapath.run(Direction.TO_POD, tcp(REMOTE, CLIENT, "S").frame(uplink.family))
+    with uplink.node.generation.map("host_flows", uplink.family) as flows:
+        keys = set(flows.keys())
+    source, destination = REMOTE.host.packed(uplink.family), CLIENT.host.packed(uplink.family)
+    request = FlowTuple(source, REMOTE.port, destination, CLIENT.port, 6, FROM_POD)
+    assert keys == {flow_key(uplink.family, each) for each in (request, request.reversed())}
