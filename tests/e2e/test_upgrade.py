@@ -56,32 +56,33 @@ class Traffic:
     where a new connection may have the client port of one that is not known any more.
     """
 
-    def __init__(self, world, *, known=True):
+    def __init__(self, world, client, servers, *, connections=CONNECTIONS, known=True):
         self._stack = ExitStack()
         self._affine = dict
+        self._client, self._names = client, {pod.name for pod in servers}
         if known:
-            self._affine = partial(self._asked, world, world.service(world.webs, sessionAffinity="ClientIP"))
-        service = world.service(world.webs)
-        crowds = [Crowd(world.client, service.vip(family), 80, CONNECTIONS) for family in (4, 6)]
+            self._affine = partial(self._asked, world.service(servers, sessionAffinity="ClientIP"))
+        service = world.service(servers)
+        crowds = [Crowd(client, service.vip(family), 80, connections) for family in (4, 6)]
         self._steady = [self._stack.enter_context(crowd) for crowd in crowds]
         if known:
-            callers = [Crowd(world.client, service.vip(family), 53, CALLERS, Protocol.UDP) for family in (4, 6)]
+            callers = [Crowd(client, service.vip(family), 53, CALLERS, Protocol.UDP) for family in (4, 6)]
             self._steady += [self._stack.enter_context(it) for it in callers]
-        self._loads = [Load(world.client, service.vip(family), 80, pause=0.005) for family in (4, 6)]
+        self._loads = [Load(client, service.vip(family), 80, pause=0.005) for family in (4, 6)]
         for load in self._loads:
             self._stack.callback(load.stop)
         self._favourites = self._affine()
 
-    def _asked(self, world, service):
+    def _asked(self, service):
         """The servers of three connections for each family: one and the same, by affinity."""
         vips = [service.vip(family) for family in (4, 6)]
-        return {vip: {ask(world.client, vip, 80).server for _ in range(3)} for vip in vips}
+        return {vip: {ask(self._client, vip, 80).server for _ in range(3)} for vip in vips}
 
     def go_on(self):
         for load in self._loads:
             load.go_on(100)
         for steady in self._steady:
-            assert set(steady.spread) == {"web1", "web2", "web3"}
+            assert set(steady.spread) == self._names
             steady.go_on(2)
         assert [it.failures for it in (*self._loads, *self._steady)] == [[]] * (2 + len(self._steady))
         assert self._affine() == self._favourites
@@ -96,7 +97,7 @@ class Traffic:
 @pytest.mark.parametrize("upgrade", CHANGES.values(), ids=CHANGES.keys(), indirect=True)
 def test_an_upgrade_and_the_way_back_under_load(world, upgrade):
     before = programs_of(world.daemon)
-    with Traffic(world) as traffic:
+    with Traffic(world, world.client, world.webs) as traffic:
         traffic.go_on()
         for _ in range(2):
             upgrade()
@@ -107,7 +108,7 @@ def test_an_upgrade_and_the_way_back_under_load(world, upgrade):
 
 @pytest.mark.parametrize("upgrade", [{"edits": OTHER_SIZE}], ids=["a field of another size"], indirect=True)
 def test_flows_that_can_not_be_carried_over_stay_with_their_programs(world, upgrade):
-    with Traffic(world, known=False) as traffic:
+    with Traffic(world, world.client, world.webs, known=False) as traffic:
         for _ in range(2):
             upgrade()
             traffic.go_on()

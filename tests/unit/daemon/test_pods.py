@@ -24,6 +24,7 @@ class FakeSockets:
 
 class FakeDatapath:
     attacher: Any = None
+    uplink_attacher: Any = None
     generation: Any = None
     live_flows = True
     pins = True
