@@ -19,8 +19,8 @@ static __always_inline enum verdict leave(const struct packet *packet)
 }
 
 /*
- * Of the backend that the flow was made with. Another epoch: the id has been given away, so that backend has left or is
- * gone, and nobody knows any more which.
+ * Of the backend that the flow was made with. Another epoch or Service: the id has been given away, or the tables have been
+ * filled anew since, so that backend has left or is gone, and nobody knows any more which.
  */
 static __always_inline enum backend_state state_of_backend(const struct flow *flow)
 {
@@ -28,7 +28,9 @@ static __always_inline enum backend_state state_of_backend(const struct flow *fl
 		return BACKEND_USABLE; /* of no Service: nothing will ever be learned of it */
 	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
 
-	return backend && backend->epoch == flow->epoch ? backend->state : BACKEND_LEFT;
+	if (!backend || backend->epoch != flow->epoch || backend->service_id != flow->service_id)
+		return BACKEND_LEFT;
+	return backend->state;
 }
 
 /* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
