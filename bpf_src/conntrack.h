@@ -4,7 +4,8 @@
  *
  * Life of a flow: made by the first packet from the pod; ESTABLISHED once the backend has answered; CLOSING and CLOSED as FIN
  * and RST are seen; not found any more when its time-out has passed or, for a closed one, when a SYN reuses its
- * port. Nothing has to collect them: an expired entry counts as absent, and the LRU takes it when room is needed.
+ * port. If that begins a connection without a flow, it is removed then: nothing else tells the packets that follow from its
+ * own. Nothing has to collect them: an expired entry counts as absent, and the LRU takes it when room is needed.
  *
  * The two entries live in an LRU, which may evict either alone. Once a second a packet of the one that is left puts
  * the other back, so an active connection does not lose half of itself.
@@ -112,11 +113,27 @@ static __always_inline bool mirrors(const struct flow *flow, const struct tuple 
 	       flow->to.source_port_be == key->destination_port_be && flow->to.destination_port_be == key->source_port_be;
 }
 
-/* What a packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. */
+/*
+ * Is the packet what is left of an earlier connection from the same port? A client whose SYN has not been answered hears
+ * nothing but the answer to it, and sends nothing but SYNs, and RSTs to the earlier one.
+ */
+static __always_inline bool is_of_earlier(const struct flow *flow, __u8 tcp_flags)
+{
+	if (flow->state != FLOW_NEW || flow->to.protocol != IPPROTO_TCP)
+		return false;
+	return !(flow->flags & FLOW_REPLY) || !(tcp_flags & TCP_ACK) || !(tcp_flags & (TCP_SYN | TCP_RST));
+}
+
+/*
+ * What a packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. CLOSED is
+ * final: who uses the port again begins with a SYN, which makes another flow.
+ */
 static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 {
 	bool from_backend = flow->flags & FLOW_REPLY;
 
+	if (flow->state == FLOW_CLOSED || is_of_earlier(flow, tcp_flags))
+		return;
 	if (tcp_flags & TCP_FIN)
 		flow->flags |= from_backend ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
 	if (tcp_flags & TCP_RST)
@@ -133,6 +150,7 @@ static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
  * Note that a packet of `flow` was seen: its state, and once a second its time, on both entries.
  * Two processors may do this at once for one connection: each writes whole values that are right, the later one stays.
  * A late packet of a closed flow whose client's port is in use again finds the new connection at its peer's key: hands off.
+ * Or it finds nothing there, for a connection without a flow has the port now: a peer put back would be taken for its own.
  */
 static __always_inline void touch(const struct packet *packet, struct flow *flow, __u32 now)
 {
@@ -145,12 +163,29 @@ static __always_inline void touch(const struct packet *packet, struct flow *flow
 
 	struct tuple key = peer_key(flow);
 	struct flow *peer = flows.lookup(&key);
-	if (!peer) {
+	if (!peer && state != FLOW_CLOSED) {
 		struct flow restored = mirrored(flow, &packet->tuple);
 		flows.insert(&key, &restored);
-	} else if (mirrors(peer, &packet->tuple)) {
+	} else if (peer && mirrors(peer, &packet->tuple)) {
 		peer->last_seen_seconds = now;
 		peer->state = flow->state;
 		peer->flags = flow->flags ^ FLOW_REPLY;
 	}
+}
+
+/* Is `flow`, at the packet's own key, none of its connection's? Its time has passed, or it has ended and another begins. */
+static __always_inline bool is_over(const struct packet *packet, const struct flow *flow, __u32 now)
+{
+	return is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED);
+}
+
+/* Remove both entries of `flow`, which stands at `key`. What another connection has at the peer's key stays. */
+static __always_inline void forget(const struct flow *flow, const struct tuple *key)
+{
+	struct tuple other = peer_key(flow);
+	struct flow *peer = flows.lookup(&other);
+
+	if (peer && mirrors(peer, key))
+		flows.delete(&other);
+	flows.delete((struct tuple *)key);
 }

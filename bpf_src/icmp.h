@@ -78,10 +78,10 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 	outer->tuple.destination_port_be = key.destination_port_be;
 	outer->tuple.protocol = key.protocol;
 	struct flow *flow = flows.lookup(&key);
-	if (!flow)
+	if (!flow || is_expired(flow, now_seconds())) {
 		hand_to_predecessor(outer);
-	if (!flow || is_expired(flow, now_seconds()))
 		return VERDICT_UNTOUCHED;
+	}
 	outer->to = flow->to;
 	outer->translated = true;
 	struct tuple quoted_to = reversed(&outer->to, 0);

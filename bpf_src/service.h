@@ -66,7 +66,8 @@ static __always_inline __u32 affine_backend(const struct frontend *frontend, con
 	if (!last || is_older(last->last_used_seconds, now, frontend->affinity_seconds))
 		return 0;
 	struct backend *backend = backends.lookup(&last->backend_id);
-	if (!backend || backend->epoch != last->epoch || backend->state != BACKEND_USABLE)
+	if (!backend || backend->epoch != last->epoch || backend->service_id != frontend->service_id ||
+	    backend->state != BACKEND_USABLE)
 		return 0;
 	return last->backend_id;
 }

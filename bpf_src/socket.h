@@ -275,11 +275,12 @@ static __always_inline struct peer known_peer(struct peers *known, const struct 
 	return found;
 }
 
+/* By its address, too: tables that are filled anew give ids and epochs anew, and a socket's storage outlasts them. */
 static __always_inline bool is_alive(const struct peer *peer)
 {
 	struct backend *backend = backends.lookup((__u32 *)&peer->backend_id);
 
-	return backend && backend->epoch == peer->epoch &&
+	return backend && backend->epoch == peer->epoch && is_backend_of(peer, &backend->address, backend->port_be) &&
 	       (backend->state == BACKEND_USABLE || backend->state == BACKEND_KEEP);
 }
 
@@ -390,17 +391,24 @@ static __always_inline int on_sendmsg(struct bpf_sock_addr *call, enum address_f
 	return PERMIT;
 }
 
-/* The peer whose backend `address` is, among those of the socket's datagrams; vip_port_be is 0 where none is. */
-static __always_inline struct peer peer_behind(struct peers *known, const struct address *address, __be16 port_be)
+/*
+ * The peer whose backend `address` is, among those of the socket's datagrams by now; vip_port_be is 0 where none is. An
+ * answer keeps it, as it keeps a flow. What is older may have its backend in common with the VIP that is used now.
+ */
+static __always_inline struct peer peer_behind(struct peers *known, const struct address *address, __be16 port_be, __u32 now)
 {
 	struct peer found = {};
 
 	bpf_spin_lock(&known->lock);
 #pragma unroll
 	for (int i = 0; i < PEERS_MAX; i++) {
-		if (!is_backend_of(&known->peers[i], address, port_be))
+		struct peer *peer = &known->peers[i];
+
+		if (!is_backend_of(peer, address, port_be) ||
+		    is_older(peer->last_used_seconds, now, TIMEOUT_UDP_ESTABLISHED))
 			continue;
-		found = known->peers[i];
+		peer->last_used_seconds = now;
+		found = *peer;
 		break;
 	}
 	bpf_spin_unlock(&known->lock);
@@ -427,10 +435,13 @@ static __always_inline int on_recvmsg(struct bpf_sock_addr *call, enum address_f
 		show_vip(call, form, connection);
 		return PERMIT;
 	}
+	/* Connected, and to no VIP: what it has sent to before is no matter any more. */
+	if (socket->dst_port)
+		return PERMIT;
 	struct peers *known = peers.sk_storage_get(socket, NULL, 0);
 	if (!known)
 		return PERMIT;
-	struct peer peer = peer_behind(known, &source, port_be);
+	struct peer peer = peer_behind(known, &source, port_be, now_seconds());
 	if (peer.vip_port_be)
 		show_vip(call, form, &peer);
 	return PERMIT;

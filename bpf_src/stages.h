@@ -19,8 +19,8 @@ static __always_inline enum verdict leave(const struct packet *packet)
 }
 
 /*
- * Of the backend that the flow was made with. Another epoch: the id has been given away, so that backend has left or is
- * gone, and nobody knows any more which.
+ * Of the backend that the flow was made with. Another epoch or Service: the id has been given away, or the tables have been
+ * filled anew since, so that backend has left or is gone, and nobody knows any more which.
  */
 static __always_inline enum backend_state state_of_backend(const struct flow *flow)
 {
@@ -28,7 +28,9 @@ static __always_inline enum backend_state state_of_backend(const struct flow *fl
 		return BACKEND_USABLE; /* of no Service: nothing will ever be learned of it */
 	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
 
-	return backend && backend->epoch == flow->epoch ? backend->state : BACKEND_LEFT;
+	if (!backend || backend->epoch != flow->epoch || backend->service_id != flow->service_id)
+		return BACKEND_LEFT;
+	return backend->state;
 }
 
 /* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
@@ -36,7 +38,7 @@ enum fate { FLOW_GOES_ON, FLOW_BEGINS_ANEW, FLOW_IS_RESET };
 
 static __always_inline enum fate fate_of(const struct packet *packet, const struct flow *flow, __u32 now)
 {
-	if (is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED))
+	if (is_over(packet, flow, now))
 		return FLOW_BEGINS_ANEW;
 	if (flow->flags & FLOW_REPLY)
 		return FLOW_GOES_ON;
@@ -108,17 +110,24 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 			return VERDICT_RESET_BACKEND_GONE;
 		}
 	}
-	return begin_flow(packet);
+	enum verdict verdict = begin_flow(packet);
+	/* Without a flow of its own, the rest of the connection would be taken for this one's. */
+	if (flow && verdict == VERDICT_UNTOUCHED)
+		forget(flow, &packet->tuple);
+	return verdict;
 }
 
 static __always_inline enum verdict verdict_to_pod(struct packet *packet)
 {
 	struct flow *flow = find_flow(packet);
-	if (!flow) {
-		hand_to_predecessor(packet);
-		return VERDICT_UNTOUCHED;
+	if (flow) {
+		__u32 now = now_seconds();
+		if (!is_over(packet, flow, now))
+			return continue_flow(packet, flow, now);
+		/* A SYN: who was the backend connects to the port that was the client's. */
+		if (is_syn(packet))
+			forget(flow, &packet->tuple);
 	}
-
-	__u32 now = now_seconds();
-	return is_expired(flow, now) ? VERDICT_UNTOUCHED : continue_flow(packet, flow, now);
+	hand_to_predecessor(packet);
+	return VERDICT_UNTOUCHED;
 }

@@ -87,7 +87,7 @@ def test_affinity_lasts_from_the_last_use(moved: Datapath) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"state": state} for state in BackendState if state != BackendState.USABLE] + [{"epoch": 2}],
+    [{"state": state} for state in BackendState if state != BackendState.USABLE] + [{"epoch": 2}, {"service_id": 2}],
     ids=lambda change: "-".join(f"{key}={int(value)}" for key, value in change.items()),
 )
 def test_affinity_ends_with_its_backend(moved: Datapath, change: dict[str, int]) -> None:

@@ -39,6 +39,19 @@ def test_a_flow_that_only_the_predecessor_knows_goes_on(datapath: Datapath, succ
     new.play(*DATA, *CLOSED[len(OPENED) :])
 
 
+def test_what_has_expired_here_hides_nothing_that_the_predecessor_knows(
+    datapath: Datapath, successor: Generation
+) -> None:
+    """The connection before had the same ports, and was in the copy."""
+    new = Datapath(successor, datapath.family)
+    datapath.play(*OPENED)
+    successor.inherit()
+    new.age(432001)
+    error = icmp_error(TOO_BIG, BACKEND.host, CLIENT.host, tcp(CLIENT, BACKEND, "A"), 8)
+    translated = icmp_error(TOO_BIG, VIP.host, CLIENT.host, tcp(CLIENT, VIP, "A"), 8)
+    new.play(*DATA, Step(TO_POD, error, Verdict.ICMP_ERROR_TRANSLATED, translated))
+
+
 def test_new_connections_are_the_successors(datapath: Datapath, successor: Generation) -> None:
     new = Datapath(successor, datapath.family)
     successor.inherit()

@@ -46,7 +46,7 @@ def test_established_connections_live_through_a_sweep_and_closed_ones_go(
     other = CLIENT.on(40999)
     datapath.play(
         Step(FROM_POD, tcp(other, VIP, "S", seq=100), Verdict.BALANCED, tcp(other, BACKEND, "S", seq=100)),
-        Step(FROM_POD, tcp(other, VIP, "R", seq=101), Verdict.TRANSLATED, tcp(other, BACKEND, "R", seq=101)),
+        Step(TO_POD, tcp(BACKEND, other, "RA", ack=101), Verdict.REVERSED, tcp(VIP, other, "RA", ack=101)),
     )
     datapath.age(11)
     assert sweep(generation, datapath.family)[:3] == (4, 0, 1024), "there is room"
@@ -66,7 +66,7 @@ def test_three_times_the_table_in_short_connections_loses_none_that_begins(
         assert all(datapath.flow(client, VIP, FROM_POD) for client in clients)
         assert all(datapath.flow(BACKEND, client, TO_POD) for client in clients)
         for client in clients:
-            datapath.run(FROM_POD, tcp(client, VIP, "R", seq=101).frame(datapath.family))
+            datapath.run(TO_POD, tcp(BACKEND, client, "RA", ack=101).frame(datapath.family))
         datapath.age(11)
         sweep(generation, datapath.family)
         assert datapath.flows.count() < 1024 - 2 * 128, "a full table forgets what was made last"

@@ -82,6 +82,7 @@ STATES: dict[str, tuple[dict[str, int], Step]] = {
     "gone": ({"state": BackendState.GONE}, MOVED),
     "its id is free": ({"state": BackendState.FREE}, MOVED),
     "its id is another's": ({"state": BackendState.USABLE, "epoch": 2}, MOVED),
+    "its id is another Service's": ({"state": BackendState.USABLE, "service_id": 2}, MOVED),
 }
 
 

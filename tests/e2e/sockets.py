@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from contextlib import contextmanager
 
 from worlds import TCP_PORT, UDP_PORT
 
+from kproxy_ebpf.datapath.contract import PEERS_MAX, entries
 from kproxy_ebpf.datapath.generation import current
 from kproxy_ebpf.datapath.maps import LiveSettings
 from kproxy_ebpf.lab.traffic import KINDS, ask, family_of, read_answer
@@ -65,6 +67,16 @@ def datagrams_since(world, seconds):
     for daemon in world.daemons:
         with LiveSettings(current(daemon.bpffs)) as live:
             live.begin_datagrams(seconds)
+
+
+def silent(world, handle, form, seconds):
+    """As if this unconnected socket had neither sent nor received anything for so long."""
+    layout, key = entries(FORMS[form])["peers"][1], struct.pack("=i", handle.fileno())
+    with current(world.daemon.bpffs).map("peers", FORMS[form]) as storage:
+        known = layout.from_buffer_copy(storage.lookup(key))
+        for number in range(PEERS_MAX):
+            getattr(known, f"peer{number}").last_used_seconds -= seconds
+        storage.update(key, bytes(known))
 
 
 @contextmanager

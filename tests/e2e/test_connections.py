@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import pytest
 import yaml
-from worlds import in_force
+from worlds import TCP_PORT, VARIANTS, in_force, in_worlds
 
 from kproxy_ebpf.lab.manifests import EndpointSpec
-from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
+from kproxy_ebpf.lab.traffic import ask, echo, family_of, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 SOURCE_PORT = 21000  # below those that the kernel hands out
+FEW_PORTS = "45000 45019"
+CONNECTIONS, OPEN_AT_ONCE = 400, 6
 
 
 def terminating(pod):
@@ -216,3 +220,43 @@ def test_a_connection_through_the_vip_with_the_port_of_an_open_direct_one(world,
         answer = ask(world.client, service.vip(family), 80, source_port=source_port)
         assert (answer.server, answer.client_port == source_port) == (web.name, False)
         echo(direct, b"still without the VIP")
+
+
+@in_worlds(*VARIANTS)
+def test_few_ports_for_connections_with_and_without_the_vip(world, family):
+    """Each port is used again and again, by both kinds in turn and by both at once."""
+    web = world.webs[0]
+    service = world.service([web])
+    targets = cycle([(service.vip(family), TCP_PORT), (web.address(family), 8080)])
+    open_now: deque[socket.socket] = deque()
+    with few_ports(world.client):
+        try:
+            for address, port in islice(targets, CONNECTIONS):
+                handle = world.client.socket(family_of(address), socket.SOCK_STREAM)
+                open_now.append(handle)
+                handle.settimeout(2)
+                handle.connect((address, port))
+                assert read_answer(handle, 0).server == web.name
+                echo(handle, b"and more")
+                if len(open_now) == OPEN_AT_ONCE:
+                    reset(open_now.popleft())
+        finally:
+            for handle in open_now:
+                reset(handle)
+
+
+@contextmanager
+def few_ports(pod):
+    """The kernel has only these to hand out in `pod`."""
+    before = pod.read_sysctl("ipv4/ip_local_port_range")
+    pod.sysctl({"ipv4/ip_local_port_range": FEW_PORTS})
+    try:
+        yield
+    finally:
+        pod.sysctl({"ipv4/ip_local_port_range": before})
+
+
+def reset(handle):
+    """Close with a RST: no TIME_WAIT keeps the port."""
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handle.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from contextlib import closing
+from ipaddress import ip_address
 
 import pytest
 from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, datagrams_since, server_of, socket_of, vip_of
@@ -87,6 +89,28 @@ def test_unconnected_udp_moves_with_the_next_datagram(world, form):
         assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
         service.endpoints([web2])
         until(lambda: asked_by_datagram(handle, vip) == ("web2", (vip, UDP_PORT)), "datagrams to reach web2")
+
+
+def test_unconnected_udp_moves_when_its_backends_id_is_anothers(world, form):
+    """Tables that were filled anew count ids and epochs from the beginning."""
+    service, family = world.service(world.webs[:1]), FORMS[form]
+    vip = vip_of(service, form)
+    names = {f"default/{service.name}:{port}" for port in service.ports}
+    rows = [row for row in world.daemon.json("backends") if row["service"] in names and row["family"] == family]
+    with (
+        current(world.daemon.bpffs).map("backends", family) as table,
+        socket_of(world.client, vip, Protocol.UDP) as handle,
+    ):
+        assert asked_by_datagram(handle, vip)[0] == "web1"
+        before = {number: table.lookup(number) for number in (struct.pack("=I", row["id"]) for row in rows)}
+        address = ip_address(world.webs[1].address(family)).packed
+        try:
+            for number, value in before.items():
+                table.update(number, address + value[len(address) :])
+            assert asked_by_datagram(handle, vip) == ("web2", (vip, UDP_PORT))
+        finally:
+            for number, value in before.items():
+                table.update(number, value)
 
 
 def test_many_sockets_end_together_and_no_other(world, family):

@@ -19,6 +19,7 @@ from sockets import (
     counted,
     datagrams_since,
     server_of,
+    silent,
     socket_of,
     vip_of,
     written,
@@ -242,6 +243,27 @@ def test_a_backend_itself_and_its_vip_are_told_apart(world, form):
             assert asked_by_datagram(handle, own, TARGET_PORT) == ("web1", (own, TARGET_PORT))
 
 
+def test_a_vip_that_a_socket_has_not_used_for_two_minutes_is_none_of_its_own(world, form):
+    """Of two VIPs of one backend the first one is led there, whichever that is by then."""
+    first, second = (vip_of(world.service(world.webs[:1]), form) for _ in range(2))
+    with socket_of(world.client, first, Protocol.UDP) as handle, counted(world, connected=2, balanced=2):
+        for vip in (first, second):
+            assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
+        silent(world, handle, form, 121)
+        for vip in (second, first, second):
+            assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
+
+
+def test_answers_keep_a_vip_in_use_and_come_from_the_backend_when_it_is_not(world, form):
+    vip, own = vip_of(world.service(world.webs[:1]), form), written(world.webs[0].address(FORMS[form]), form)
+    with socket_of(world.client, vip, Protocol.UDP) as handle:
+        for _ in range(3):
+            handle.sendto(b"?", (vip, UDP_PORT))
+        for seconds, source in ((80, (vip, UDP_PORT)), (80, (vip, UDP_PORT)), (121, (own, TARGET_PORT))):
+            silent(world, handle, form, seconds)
+            assert handle.recvfrom(1000)[1][:2] == source
+
+
 def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
     far = world.lab.nodes["node2"].pods["far"]
     ports = {f"p{number}": (5000 + number, "UDP", 7000 + number) for number in range(VIPS_OF_A_SOCKET + 2)}
@@ -287,6 +309,15 @@ def test_a_socket_that_is_connected_anew_forgets_the_old_peer(world, form):
         assert asked(handle, Protocol.UDP).server == "web2"
         handle.connect((own, TARGET_PORT))
         assert handle.getpeername()[:2] == (own, TARGET_PORT)
+        handle.send(b"?")
+        assert handle.recvfrom(1000)[1][:2] == (own, TARGET_PORT)
+
+
+def test_a_socket_that_is_connected_to_what_it_had_behind_a_vip_shows_who_answers(world, form):
+    service, own = world.service(world.webs[:1]), written(world.webs[0].address(FORMS[form]), form)
+    with socket_of(world.client, own, Protocol.UDP) as handle:
+        assert asked_by_datagram(handle, vip_of(service, form)) == ("web1", (vip_of(service, form), UDP_PORT))
+        handle.connect((own, TARGET_PORT))
         handle.send(b"?")
         assert handle.recvfrom(1000)[1][:2] == (own, TARGET_PORT)
 
