@@ -114,14 +114,16 @@ static __always_inline bool mirrors(const struct flow *flow, const struct tuple 
 }
 
 /*
- * Is the packet what is left of an earlier connection from the same port? A client whose SYN has not been answered hears
- * nothing but the answer to it, and sends nothing but SYNs, and RSTs to the earlier one.
+ * Does the packet end an earlier connection from the same port? Before its SYN has been answered nothing ends a connection
+ * but the backend's refusal, which is a RST with ACK.
  */
-static __always_inline bool is_of_earlier(const struct flow *flow, __u8 tcp_flags)
+static __always_inline bool ends_earlier(const struct flow *flow, __u8 tcp_flags)
 {
-	if (flow->state != FLOW_NEW || flow->to.protocol != IPPROTO_TCP)
+	if (flow->state != FLOW_NEW || flow->to.protocol != IPPROTO_TCP || !(tcp_flags & (TCP_FIN | TCP_RST)))
 		return false;
-	return !(flow->flags & FLOW_REPLY) || !(tcp_flags & TCP_ACK) || !(tcp_flags & (TCP_SYN | TCP_RST));
+	bool is_refusal = flow->flags & FLOW_REPLY && (tcp_flags & (TCP_RST | TCP_ACK)) == (TCP_RST | TCP_ACK);
+
+	return !is_refusal;
 }
 
 /*
@@ -132,7 +134,7 @@ static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 {
 	bool from_backend = flow->flags & FLOW_REPLY;
 
-	if (flow->state == FLOW_CLOSED || is_of_earlier(flow, tcp_flags))
+	if (flow->state == FLOW_CLOSED || ends_earlier(flow, tcp_flags))
 		return;
 	if (tcp_flags & TCP_FIN)
 		flow->flags |= from_backend ? FLOW_FIN_BACKEND : FLOW_FIN_CLIENT;
