@@ -157,7 +157,7 @@ struct flow {
 /*
  * May there be something of a kind? A flag without a lock: the programs only count up `made`, once for each thing that they
  * made and after they made it; the daemon only writes `settled`, one more than the `made` that it read before it looked for
- * such things and found none. Zeros say that nobody has looked: maybe.
+ * such things and found none, or a lower number to take that back. Zeros say that nobody has looked: maybe.
  */
 struct standing {
 	__u32 made;

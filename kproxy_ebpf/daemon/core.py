@@ -80,6 +80,7 @@ class Daemon:
         log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
         async with AsyncExitStack() as stack:
             stack.enter_context(NodeLock(options.bpffs))
+            stack.push_async_callback(self.status.finish)  # after all parts have ended
             explainer = Explainer(options.node_name, lambda: self.keeper.current.mode.is_on, lambda: self._reconciler)
             health = health_app(self.health, self.metrics)
             metrics = metrics_app(self.metrics.registry, explainer.answer)

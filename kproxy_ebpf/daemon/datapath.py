@@ -10,10 +10,10 @@ import structlog
 
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
-from kproxy_ebpf.datapath.adopt import adopted, insert
+from kproxy_ebpf.datapath.adopt import adopted, insert, release
 from kproxy_ebpf.datapath.attach import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.conntrack import tracked
+from kproxy_ebpf.datapath.conntrack import Tracked, tracked
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, current, ensure
@@ -21,6 +21,7 @@ from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_w
 from kproxy_ebpf.datapath.layout import own_layouts, read_layouts
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
 from kproxy_ebpf.datapath.pod_links import unrecord
+from kproxy_ebpf.datapath.sweep import forget_all
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.model.tables import TableWrites
@@ -78,6 +79,8 @@ class Datapath:
         if self.sockets.is_attached:
             self.sockets.attach()
         self.generation.retire_others()
+        if not self.attacher.attached():
+            self.forget_flows()
 
     def _leave_short_cut(self) -> None:
         """Packets go the host's way until the settings are in force. Programs that are still those before know no flow
@@ -99,12 +102,21 @@ class Datapath:
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began.
 
-        What began the host's way while nobody noted it is looked for before the short cut is taken.
+        What began the host's way while nobody noted it is looked for before the short cut is taken: no link is settled
+        when it is turned on. Nor is it then by a look that read conntrack too early for the packets that met the switch
+        still off, and were not noted: they are waited for. So this blocks for some milliseconds.
         """
-        if Switches.REDIRECT in switches and Switches.REDIRECT not in self._live.switches():
-            for family in FAMILIES:
-                unrecord(self.generation, family)
+        turns_on = Switches.REDIRECT in switches and Switches.REDIRECT not in self._live.switches()
+        if turns_on:
+            self._unrecord()
         self._live.switch(switches)
+        if turns_on:
+            wait_for_packets_under_way()
+            self._unrecord()
+
+    def _unrecord(self) -> None:
+        for family in FAMILIES:
+            unrecord(self.generation, family)
 
     def offer_sockets(self) -> None:
         """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""
@@ -123,10 +135,20 @@ class Datapath:
         return sum(self._adopt_udp(family) for family in FAMILIES)
 
     def _adopt_udp(self, family: int) -> int:
-        connections = [each for each in tracked(family) if each.original.protocol == Protocol.UDP]
+        connections = _tracked_udp(family)
         if not connections:
             return 0
         return insert(self.generation, family, adopted(family, self._maps[family].read(), connections))
+
+    def release_udp(self) -> int:
+        """Forget the UDP flows that stayed with the host and that it leads nowhere: their next datagram is balanced.
+        Return how many. For the time when none stay any more. Raises OSError.
+        """
+        wait_for_packets_under_way()
+        return sum(
+            release(self.generation, family, self._maps[family].read().frontends, _tracked_udp(family))
+            for family in FAMILIES
+        )
 
     def tables(self) -> list[Tables]:
         """The planner's mirror of the tables, as they are now."""
@@ -152,6 +174,14 @@ class Datapath:
         """Whether any connection still needs the programs."""
         return any(True for family in FAMILIES for _ in live_connections(self.generation, family))
 
+    def forget_flows(self) -> None:
+        """For when no link carries programs: connections have ended or gone on without them, and others may have their
+        ports. What is known of those would be taken for these once there are programs again. Raises OSError.
+        """
+        self.generation.retire_kept()
+        for family in FAMILIES:
+            forget_all(self.generation, family)
+
     def require_pins(self) -> None:
         """Raises NodeError where somebody removed what is pinned."""
         if not (self.generation.is_current and self.generation.is_complete):
@@ -171,3 +201,7 @@ class Datapath:
         self._live.close()
         for maps in self._maps.values():
             maps.close()
+
+
+def _tracked_udp(family: int) -> list[Tracked]:
+    return [each for each in tracked(family) if each.original.protocol == Protocol.UDP]

@@ -80,7 +80,8 @@ class Pods:
         return switches if redirects() else switches & ~Switches.REDIRECT
 
     def _is_redirecting(self) -> bool:
-        return Switches.REDIRECT in self._wanted
+        """Whether the programs do it already: a look before that would miss what begins meanwhile."""
+        return Switches.REDIRECT in self._datapath.switches
 
     def _cluster(self) -> Collection[Network]:
         """Whatever the forwarding: what the short cut needs is there before it is switched on."""
@@ -112,19 +113,30 @@ class Pods:
 
     async def _switch(self) -> None:
         """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
-        those that speak while programs are attached and they are being looked for stay with the host.
+        those that speak while programs are attached and they are being looked for stay with the host, if it has them.
         """
         self._changed_settings.clear()
         self._offer_sockets()
+        await self._come_back()
         asks_in_vain = self._keeper.current.forwarding is Forwarding.REDIRECT and not redirects()
         self._health.problem("redirect", NO_REDIRECT if asks_in_vain else None)
         wanted, present = self._wanted, self._datapath.switches
         has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
-        self._datapath.switch(wanted | Switches.UDP_STAYS if has_just_come else wanted)
+        await asyncio.to_thread(self._datapath.switch, wanted | Switches.UDP_STAYS if has_just_come else wanted)
+        self.short_cut.stir()
         if wanted & Switches.TC:
             await self.links.ready.wait()
             await asyncio.to_thread(self._datapath.adopt_udp)
         self._datapath.switch(wanted)
+        if wanted & Switches.TC and has_just_come:
+            await asyncio.to_thread(self._datapath.release_udp)
+
+    async def _come_back(self) -> None:
+        """Programs are wanted again at links that have none: they find no flows of before."""
+        if self.is_on and self._drained:
+            await asyncio.to_thread(self._datapath.forget_flows)
+            self._drained = False
+            self.links.reconsider()
 
     async def guard(self, period_seconds: float) -> None:
         """Put back programs that somebody took off a link; retire what an upgrade had to leave. Raises NodeError when
@@ -151,8 +163,6 @@ class Pods:
         return not self._drained and self._keeper.current.is_pod_interface(link)
 
     def _on_settings(self, _: SettingsKeeper) -> None:
-        if self.is_on:
-            self._drained = False
         self._changed_settings.set()
         self.links.reconsider()
         self.short_cut.stir()

@@ -42,10 +42,12 @@ def sweep_and_settle(generation: Generation, family: int) -> Swept:
     and so it may while the programs of another generation, which look at the same links, serve flows of their own.
     """
     with PodLinkTable(generation, family) as table:
-        made = table.made(Kind.FLOWS)
-        swept = sweep(generation, family, unsettled=made.keys() | {NO_LINK})
+        unsettled = table.unsettled(Kind.FLOWS)
+        swept = sweep(generation, family, unsettled=unsettled.keys() | {NO_LINK})
         if NO_LINK not in swept.links and not generation.has_predecessor:
-            table.settle(Kind.FLOWS, {ifindex: count for ifindex, count in made.items() if ifindex not in swept.links})
+            table.settle(
+                Kind.FLOWS, {link: standing for link, standing in unsettled.items() if link not in swept.links}
+            )
         return swept
 
 

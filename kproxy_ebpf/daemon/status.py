@@ -19,7 +19,7 @@ REST_FACTOR = 20.0
 
 
 class StatusFile:
-    """Writes `content()` to `path` soon after each `touch` that changed it. `run` it as a task.
+    """Writes `content()` to `path` soon after each `touch` that changed it. `run` it as a task, then call `finish`.
 
     The more a write costs (with ten thousand Services it is a megabyte), the longer the rest until the next one.
     """
@@ -28,6 +28,7 @@ class StatusFile:
         self._path, self._content = path, content
         self._touched = asyncio.Event()
         self._written: Mapping[str, Any] | None = None
+        self._writing: asyncio.Future[None] | None = None
         self._warned = False
 
     def touch(self) -> None:
@@ -45,9 +46,18 @@ class StatusFile:
                 await self._write(content)
             await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
 
+    async def finish(self) -> None:
+        """Write what a rest or the daemon's end kept from being written: the commands go on reading it."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])  # cancelling `run` does not end the thread: its content is older
+        content = self._content()
+        if content and content != self._written:
+            await self._write(content)
+
     async def _write(self, content: Mapping[str, Any]) -> None:
+        self._writing = asyncio.ensure_future(asyncio.to_thread(write_json, self._path, content))
         try:
-            await asyncio.to_thread(write_json, self._path, content)
+            await asyncio.shield(self._writing)
             self._written, self._warned = content, False
         except OSError as error:
             if not self._warned:  # a full disk is worth one warning

@@ -36,6 +36,12 @@ class Tracked(NamedTuple):
     original: FlowTuple
     reply: FlowTuple
 
+    @property
+    def is_led_elsewhere(self) -> bool:
+        """Whether somebody else answers than who was asked: a VIP's backend. Masquerading alone does not make it so."""
+        asked = self.original.destination, self.original.destination_port
+        return asked != (self.reply.source, self.reply.source_port)
+
 
 def tracked(family: int) -> list[Tracked]:
     """What conntrack follows in this network namespace; nothing where it does not exist. Raises OSError."""

@@ -137,11 +137,14 @@ class Generation:
 
     def retire_aged(self) -> None:
         """Remove what has been kept for longer than a flow lives."""
-        others = self._others()
-        if others and time.time() - _made_at(self) > KEPT_SECONDS:
-            self._hand_on_to(None)
-            for other in others:
-                shutil.rmtree(other.path)
+        if self.has_predecessor and time.time() - _made_at(self) > KEPT_SECONDS:
+            self.retire_kept()
+
+    def retire_kept(self) -> None:
+        """Remove what serves flows that are not known here: there are none any more."""
+        self._hand_on_to(None)
+        for other in self._others():
+            shutil.rmtree(other.path)
 
     @property
     def has_predecessor(self) -> bool:

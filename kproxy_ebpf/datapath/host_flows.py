@@ -32,7 +32,7 @@ class Looked(NamedTuple):
 def is_worth_a_look(generation: Generation, family: int) -> bool:
     """Whether anything is unsettled that a look could settle."""
     with PodLinkTable(generation, family) as table:
-        return bool(table.made(Kind.HOST_FLOWS) or table.made(Kind.UNRECORDED))
+        return bool(table.unsettled(Kind.HOST_FLOWS) or table.unsettled(Kind.UNRECORDED))
 
 
 def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet) -> Looked:
@@ -42,7 +42,7 @@ def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster
     Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
     """
     with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
-        unrecorded, unsettled = table.made(Kind.UNRECORDED), table.made(Kind.HOST_FLOWS)
+        unrecorded, unsettled = table.unsettled(Kind.UNRECORDED), table.unsettled(Kind.HOST_FLOWS)
         began = now_seconds()
         followed = _followed(family, conntrack.tracked(family), pods, cluster)
         in_use: set[int] = set()
@@ -63,7 +63,7 @@ def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster
         table.unsettle(Kind.HOST_FLOWS, missing.values())
         flows.update_batch(b"".join(missing), b"".join(_VALUE.pack(each, began) for each in missing.values()))
         in_use.update(missing.values())
-        table.settle(Kind.HOST_FLOWS, {each: made for each, made in unsettled.items() if each not in in_use})
+        table.settle(Kind.HOST_FLOWS, {link: each for link, each in unsettled.items() if link not in in_use})
         table.settle(Kind.UNRECORDED, unrecorded)
         return Looked(len(present) - removed + len(missing), len(missing), removed)
 

@@ -78,7 +78,6 @@ class PodLinks:
         while self._stale or self._heard:
             if self._stale:
                 await self._look_at_all()
-                self.ready.set()
             else:
                 heard_at, change = self._heard.popleft()
                 await self._change(change, heard_at)
@@ -96,6 +95,8 @@ class PodLinks:
         for ifindex in self._known:
             if self._is_pod(ifindex):
                 await self._attach(ifindex, now)
+        if not self._stale:  # else somebody asked meanwhile, whom this look may not have obeyed
+            self.ready.set()
 
     async def _change(self, change: LinkChange, heard_at: float) -> None:
         if change.name:

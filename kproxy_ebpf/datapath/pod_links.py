@@ -1,13 +1,23 @@
 """The element that a pod's link has in the programs' array, and what the daemon may say about it there.
 
-A `standing` in it is a flag without a lock (struct standing in bpf_src/contract.h): read `made` before looking for the
-things that it stands for, and write what was read only if none was found. What is not settled counts as there.
+A `standing` in it is a flag that the programs read without a lock (struct standing in bpf_src/contract.h): read it
+(`unsettled`) before looking for the things that it stands for, and `settle` with what was read only if none was found.
+What is not settled counts as there.
+
+Two things may come in between. Programs make something: they count up `made`, and what is written then is no longer one
+more than it. Or another thread of the daemon makes something, or knows better, and calls `unsettle` once that can be
+found: then `settled` is another than was read, and nothing is written. It can't have become the same again: `unsettle`
+lowers it, and only `settle` raises it, which for each kind one thread alone does, once after each look (flows: the
+sweep; the others: the look at conntrack). Nobody but this process writes `settled`, so a lock makes comparing and
+writing one step.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -17,6 +27,7 @@ from kproxy_ebpf.datapath.generation import Generation
 
 _WORD = 4
 _WRAP = 1 << 32
+_WRITING = threading.Lock()
 
 
 class Kind(StrEnum):
@@ -25,6 +36,17 @@ class Kind(StrEnum):
     FLOWS = "flows"
     HOST_FLOWS = "host_flows"
     UNRECORDED = "unrecorded"
+
+
+class Standing(NamedTuple):
+    """See struct standing; what `unsettled` read, for `settle`."""
+
+    made: int
+    settled: int
+
+    @property
+    def is_settled(self) -> bool:
+        return self.settled == (self.made + 1) % _WRAP
 
 
 class LinkFacts(NamedTuple):
@@ -58,7 +80,7 @@ class PodLinkTable:
 
     def tell(self, facts: Mapping[int, LinkFacts]) -> None:
         """Make these the links that have elements. What was settled of one whose facts change is so no more."""
-        with self._array.words() as words:
+        with self._writing() as words:
             for base in self._used(words):
                 if words[base] not in facts:
                     words[base] = 0
@@ -67,24 +89,26 @@ class PodLinkTable:
                 if words[base] == 0 or (words[base] == ifindex and self._read(words, base) != wanted):
                     self._write(words, base, ifindex, wanted)
 
-    def made(self, kind: Kind) -> dict[int, int]:
-        """The counts of the links where the kind is not settled, by ifindex."""
-        with self._array.words() as words:
+    def unsettled(self, kind: Kind) -> dict[int, Standing]:
+        """The standings of the links where the kind is not settled, by ifindex."""
+        with self._writing() as words:
             standings = {words[base]: self._standing(words, base, kind) for base in self._used(words)}
-        return {ifindex: made for ifindex, (made, settled) in standings.items() if settled != (made + 1) % _WRAP}
+        return {ifindex: standing for ifindex, standing in standings.items() if not standing.is_settled}
 
-    def settle(self, kind: Kind, made: Mapping[int, int]) -> None:
-        """At these links nothing of the kind was found; `made` is what `made()` said before it was looked for."""
-        with self._array.words() as words:
-            for ifindex, count in made.items():
+    def settle(self, kind: Kind, looked: Mapping[int, Standing]) -> None:
+        """At these links nothing of the kind was found; `looked` is what `unsettled` said before it was looked for."""
+        with self._writing() as words:
+            for ifindex, standing in looked.items():
                 base = self._base(ifindex)
-                if words[base] == ifindex:
-                    words[base + self._standings[kind] + 1] = (count + 1) % _WRAP
+                if words[base] == ifindex and self._standing(words, base, kind).settled == standing.settled:
+                    words[base + self._standings[kind] + 1] = (standing.made + 1) % _WRAP
 
     def unsettle(self, kind: Kind, ifindexes: Iterable[int] | None = None) -> None:
-        """Something of the kind may be there: at these links, or at all."""
+        """Something of the kind may be there: at these links, or at all. For others than the thread that looks, once it
+        can be found.
+        """
         wanted = None if ifindexes is None else frozenset(ifindexes)
-        with self._array.words() as words:
+        with self._writing() as words:
             for base in self._used(words):
                 if wanted is None or words[base] in wanted:
                     self._unsettle(words, base, kind)
@@ -98,6 +122,12 @@ class PodLinkTable:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[memoryview]:
+        """The array, which no other thread reads or writes meanwhile; programs do."""
+        with _WRITING, self._array.words() as words:
+            yield words
+
     def _base(self, ifindex: int) -> int:
         return ifindex % self._places * self._step
 
@@ -106,13 +136,13 @@ class PodLinkTable:
         ifindexes = words[: self._places * self._step : self._step].tolist()
         return (place * self._step for place, ifindex in enumerate(ifindexes) if ifindex)
 
-    def _standing(self, words: memoryview, base: int, kind: Kind) -> tuple[int, int]:
+    def _standing(self, words: memoryview, base: int, kind: Kind) -> Standing:
         at = base + self._standings[kind]
-        return words[at], words[at + 1]
+        return Standing(words[at], words[at + 1])
 
     def _unsettle(self, words: memoryview, base: int, kind: Kind) -> None:
-        at = base + self._standings[kind]
-        words[at + 1] = words[at]  # what is made meanwhile moves away from `made + 1` even further
+        at = base + self._standings[kind] + 1
+        words[at] = (words[at] - 1) % _WRAP  # it is never more than `made + 1`: now less, whatever is made meanwhile
 
     def _read(self, words: memoryview, base: int) -> LinkFacts:
         at = base + self._facts_at

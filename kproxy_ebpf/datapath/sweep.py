@@ -92,6 +92,12 @@ def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE, uns
         return Swept(entries, removed, limit, frozenset(+links))
 
 
+def forget_all(generation: Generation, family: int) -> int:
+    """Remove all of one family's flows; return how many. Raises OSError."""
+    with generation.map("flows", family) as flows:
+        return sum(flows.delete(key) for key, _ in flows.items())
+
+
 def _part(family: int) -> Struct:
     """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds, ifindex."""
     return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xII")

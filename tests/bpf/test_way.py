@@ -76,13 +76,13 @@ class Node:
             table.tell({})
             table.tell(facts)
             for kind in Kind:
-                table.settle(kind, table.made(kind))
+                table.settle(kind, table.unsettled(kind))
             for address, ifindex, mac in ((client, LO, POD_MAC), (server, self.server_link, SERVER_MAC)):
                 pods.update(address, ifindex.to_bytes(4, "little") + binary(mac) + bytes(2))
 
     def unsettled(self, kind: Kind) -> set[int]:
         with self.table() as table:
-            return set(table.made(kind))
+            return set(table.unsettled(kind))
 
     def note(self, packet: FlowTuple, ifindex: int) -> None:
         """The host follows a connection of which the pod at the link sends `packet`."""
@@ -339,9 +339,9 @@ def test_a_look_forgets_what_conntrack_does_not_follow(node):
 def test_a_link_is_not_settled_where_something_was_made_since_it_was_looked_at(node):
     with node.table() as table:
         table.unsettle(Kind.HOST_FLOWS, [LO])
-        made = table.made(Kind.HOST_FLOWS)
+        looked = table.unsettled(Kind.HOST_FLOWS)
         node.datapath.run(TO_POD, tcp(BACKEND, CLIENT, "S").frame(node.family))
-        table.settle(Kind.HOST_FLOWS, made)
+        table.settle(Kind.HOST_FLOWS, looked)
     assert node.unsettled(Kind.HOST_FLOWS) == {LO}
 
 
@@ -350,7 +350,7 @@ def test_a_link_without_an_element_goes_the_slow_way(node):
         facts = table.links()
         table.tell({LO: facts[LO]})
         for kind in Kind:
-            table.settle(kind, table.made(kind))
+            table.settle(kind, table.unsettled(kind))
     assert node.send(DIRECT.frame(node.family))[0] is Way.STACK_UNRECORDED
 
 
@@ -358,9 +358,9 @@ def test_new_facts_of_a_link_unsettle_all_that_was_settled(node):
     with node.table() as table:
         facts = table.links()
         table.tell(facts)
-        assert not table.made(Kind.UNRECORDED)
+        assert not table.unsettled(Kind.UNRECORDED)
         table.tell(facts | {LO: replace_pod(facts[LO], node)})
-        assert set(table.made(Kind.UNRECORDED)) == set(table.made(Kind.FLOWS)) == {LO}
+        assert set(table.unsettled(Kind.UNRECORDED)) == set(table.unsettled(Kind.FLOWS)) == {LO}
         assert table.links()[LO].pod == OUTSIDE.host.packed(node.family)
 
 

@@ -10,6 +10,7 @@ from worlds import programs_of
 from kproxy_ebpf.lab.crowd import Crowd
 from kproxy_ebpf.lab.traffic import Load, ask
 from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.observe.state import read_json, state_dir
 
 CONNECTIONS = 200
 
@@ -66,6 +67,18 @@ def test_sigterm_ends_the_daemon_cleanly_and_the_datapath_stays(world, service, 
         assert world.daemon.json(command), command
     assert "not running" in world.daemon.command("status").stdout
     world.daemon.start()
+
+
+def test_what_changed_last_is_known_after_the_end(world):
+    daemon, pod = world.daemon, world.node.pod("leaving")
+    status, pins = state_dir(daemon.bpffs) / "status.json", daemon.bpffs / "kproxy-ebpf" / "links"
+    prefix = f"{world.node.ifindex(pod.host_link)}-"
+    until(lambda: pod.host_link in read_json(status)["links"], "the link to be known")
+    world.node.remove(pod)
+    until(lambda: not list(pins.glob(f"{prefix}*")), "the link to be left")
+    daemon.stop()
+    assert pod.host_link not in read_json(status)["links"]
+    daemon.start()
 
 
 def test_backends_come_and_go_without_a_failed_request(world, family):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,9 +31,11 @@ class FakeDatapath:
     pins = True
     switches = Switches(0)
     adoptions: list[Switches]
+    releases: list[Switches]
 
     def __init__(self) -> None:
-        self.adoptions = []
+        self.adoptions, self.releases = [], []
+        self.forget_flows = Mock()
         self.sockets = FakeSockets()
 
     def offer_sockets(self) -> None:
@@ -43,6 +46,10 @@ class FakeDatapath:
 
     def adopt_udp(self) -> int:
         self.adoptions.append(self.switches)
+        return 0
+
+    def release_udp(self) -> int:
+        self.releases.append(self.switches)
         return 0
 
     def has_live_flows(self) -> bool:
@@ -156,8 +163,12 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
         assert not datapath.switches
         datapath.live_flows = False
         await admitted_becomes(False, subject)
+        datapath.forget_flows.assert_not_called()
+        datapath.forget_flows.side_effect = lambda: admitted.append(subject.admits("vethx"))
+        admitted: list[bool] = []
         keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "veth*"})
-        assert subject.admits("vethx")
+        await admitted_becomes(True, subject)
+        assert admitted == [False], "what is left of flows is forgotten first"
 
     await while_draining(subject, scenario)
 
@@ -229,6 +240,14 @@ async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: Fa
             while datapath.switches != Switches.TC:  # noqa: ASYNC110 - a fake has no event
                 await asyncio.sleep(0.01)
         assert datapath.adoptions == [Switches.TC | Switches.UDP_STAYS]
+        async with asyncio.timeout(5):
+            while not datapath.releases:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.01)
+        keeper.offer(lambda: {"mode": "hybrid"})
+        async with asyncio.timeout(5):
+            while len(datapath.adoptions) < 2:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.01)
+        assert datapath.releases == [Switches.TC], "afterwards, and only where datagrams could stay"
 
     await while_draining(subject, scenario)
 
@@ -237,3 +256,25 @@ async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: Fa
 def test_packets_are_redirected_in_every_mode_that_is_on(mode: str, redirects: bool) -> None:
     settings = parse_settings({"mode": mode, "forwarding": "redirect"})
     assert (Switches.REDIRECT in switches_of(settings, has_sockets=True)) is redirects
+
+
+async def test_connections_are_looked_up_once_packets_are_redirected(
+    datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings alone are too early: what begins before the switch is turned on is not noted."""
+    monkeypatch.setattr(pods, "redirects", lambda: True)
+    subject, keeper = pods_with("off", datapath)
+    looks: list[bool] = []
+    monkeypatch.setattr(subject.short_cut, "stir", lambda: looks.append(subject.short_cut._is_on()))
+
+    async def scenario() -> None:
+        await subject.switched.wait()
+        looks.clear()
+        keeper.offer(lambda: {"mode": "tc", "forwarding": "redirect"})
+        assert looks == [False]
+        async with asyncio.timeout(5):
+            while len(looks) < 2:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.01)
+        assert looks == [False, True]
+
+    await while_draining(subject, scenario)

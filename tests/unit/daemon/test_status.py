@@ -1,12 +1,15 @@
 """The status file follows what happens, and survives a disk that doesn't take it."""
 
 import asyncio
+import threading
 from pathlib import Path
 
+import pytest
 import structlog.testing
 
+from kproxy_ebpf.daemon import status
 from kproxy_ebpf.daemon.status import StatusFile
-from kproxy_ebpf.observe.state import read_json
+from kproxy_ebpf.observe.state import read_json, write_json
 
 
 async def poll(condition) -> None:
@@ -84,3 +87,54 @@ async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None
         assert path.stat().st_ino == third
     finally:
         await stop(task)
+
+
+async def test_the_last_change_is_written_at_the_end(tmp_path: Path) -> None:
+    """It came while the file rested from the write before."""
+    path = tmp_path / "status.json"
+    content = {"pid": 1}
+    file = StatusFile(path, lambda: dict(content))
+    task = asyncio.create_task(file.run())
+    await poll(path.exists)
+    content["pid"] = 2
+    file.touch()
+    await stop(task)
+    assert read_json(path) == {"pid": 1}
+    await file.finish()
+    assert read_json(path) == {"pid": 2}
+    written = path.stat().st_ino
+    await file.finish()
+    assert path.stat().st_ino == written, "nothing has changed"
+
+
+async def test_a_write_under_way_does_not_have_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    content, slow, begun = {"pid": 1}, threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def write(path: Path, content: dict[str, int]) -> None:
+        if content["pid"] == 1:
+            begun.set()
+            slow.wait(5)
+        write_json(path, content)
+        written.append(content["pid"])
+
+    monkeypatch.setattr(status, "write_json", write)
+    file = StatusFile(path, lambda: dict(content))
+    task = asyncio.create_task(file.run())
+    await poll(begun.is_set)
+    content["pid"] = 2
+    await stop(task)
+    finishing = asyncio.create_task(file.finish())
+    await asyncio.sleep(0.05)
+    slow.set()
+    await finishing
+    assert written == [1, 2]
+    assert read_json(path) == {"pid": 2}
+
+
+async def test_an_end_before_there_was_anything_to_tell_leaves_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text('{"pid": 1}')
+    await StatusFile(path, dict).finish()
+    assert read_json(path) == {"pid": 1}
