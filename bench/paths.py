@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
+from kproxy_ebpf.lab import CLUSTER_CIDRS
+
 MODES = ("tc", "socket", "hybrid")
 FORWARDINGS = ("stack", "redirect")
 
@@ -35,9 +37,13 @@ def our_name(mode: str, forwarding: str) -> str:
     return f"{mode}-{forwarding}"
 
 
+def _settings(mode: str, forwarding: str) -> dict[str, str]:
+    return {"mode": mode, "forwarding": forwarding, "cluster-cidr": CLUSTER_CIDRS}
+
+
 def _ours(mode: str, forwarding: str) -> Path:
-    settings = {"mode": mode, "forwarding": forwarding}
-    return Path(our_name(mode, forwarding), f"kproxy-ebpf {mode}, {forwarding}", settings=settings)
+    label = f"kproxy-ebpf {mode}, {forwarding}"
+    return Path(our_name(mode, forwarding), label, settings=_settings(mode, forwarding))
 
 
 BASELINE, LOOPBACK, BESIDE = "direct", "loopback", "beside"
@@ -53,7 +59,7 @@ _ALL = (
         BESIDE,
         "kproxy-ebpf hybrid, redirect, beside kube-proxy nftables",
         kube_proxy=NFTABLES,
-        settings={"mode": "hybrid", "forwarding": "redirect"},
+        settings=_settings("hybrid", "redirect"),
     ),
     Path(NFTABLES, "kube-proxy nftables", kube_proxy=NFTABLES),
     Path(IPTABLES, "kube-proxy iptables", kube_proxy=IPTABLES),

@@ -16,9 +16,8 @@ from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.conntrack import Tracked, tracked
 from kproxy_ebpf.datapath.contract import Switches
 from kproxy_ebpf.datapath.flows import live_connections, now_seconds
-from kproxy_ebpf.datapath.generation import Generation, current, ensure
+from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
-from kproxy_ebpf.datapath.layout import own_layouts, read_layouts
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
 from kproxy_ebpf.datapath.pod_links import unrecord
 from kproxy_ebpf.datapath.sweep import forget_all
@@ -68,7 +67,6 @@ class Datapath:
         await asyncio.to_thread(self._take_over)
 
     def _take_over(self) -> None:
-        self._leave_short_cut()
         attachers = self.uplink_attacher, self.attacher  # the order of a reply's way: it is known there before it comes
         for attacher in attachers:
             attacher.prune()
@@ -81,18 +79,6 @@ class Datapath:
         self.generation.retire_others()
         if not self.attacher.attached():
             self.forget_flows()
-
-    def _leave_short_cut(self) -> None:
-        """Packets go the host's way until the settings are in force. Programs that are still those before know no flow
-        that the new ones make, and would hand its answers over as they are.
-        """
-        before = current(self.generation.root.parent)
-        if before is None or before == self.generation:
-            return
-        for generation in (before, self.generation):
-            if read_layouts(generation.path).get("settings") == own_layouts()["settings"]:
-                with LiveSettings(generation) as live:
-                    live.switch(live.switches() & ~Switches.REDIRECT)
 
     @property
     def switches(self) -> Switches:

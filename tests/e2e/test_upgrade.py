@@ -32,7 +32,7 @@ def upgrade(world, request, tmp_path):
     first = daemon.flags, daemon.environment
     other = daemon.flags + change.get("flags", []), daemon.environment  # the last flag of a name counts
     if edits := change.get("edits"):
-        other = daemon.flags, {"PYTHONPATH": str(other_version(tmp_path / "version", edits))}
+        other = other[0], {"PYTHONPATH": str(other_version(tmp_path / "version", edits))}
     versions = [first, other]
 
     def start_next():

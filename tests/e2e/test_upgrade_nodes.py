@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from test_redirect_nodes import PATIENCE, straight, ways
 from test_upgrade import CHANGES, Traffic, upgrade  # noqa: F401  # a fixture
+from versions import SLOW
 from worlds import in_worlds
 
 from kproxy_ebpf.lab.traffic import ask
@@ -12,22 +15,24 @@ from kproxy_ebpf.lab.wait import until
 
 pytestmark = in_worlds("redirect")
 
-CONNECTIONS = 50  # for each family and direction
+CONNECTIONS = 30  # for each family and direction
 
-SOME = ("other programs", "another flow table")
+HERE = {
+    "other programs": CHANGES["other programs"],
+    "another flow table, link by link": CHANGES["another flow table"] | {"edits": SLOW},
+}
 
 
-@pytest.mark.parametrize("upgrade", [CHANGES[name] for name in SOME], ids=SOME, indirect=True)
+@pytest.mark.parametrize("upgrade", HERE.values(), ids=HERE.keys(), indirect=True)
 def test_an_upgrade_and_the_way_back_under_load(world, upgrade):  # noqa: F811
     far = world.lab.nodes["node2"].pods
-    with (
-        Traffic(world, world.client, [far["far"]], connections=CONNECTIONS) as leaving,
-        Traffic(world, far["farclient"], world.webs, connections=CONNECTIONS) as arriving,
-    ):
+    ways_there = (world.client, world.webs), (world.client, [far["far"]]), (far["farclient"], world.webs)
+    with ExitStack() as stack:
+        traffic = [stack.enter_context(Traffic(world, *ends, connections=CONNECTIONS)) for ends in ways_there]
         for _ in range(2):
             upgrade()
-            leaving.go_on()
-            arriving.go_on()
+            for each in traffic:
+                each.go_on()
     before = straight(ways(world.daemon))
     address = far["far"].ip4
     until(
