@@ -15,6 +15,7 @@ from kproxy_ebpf.datapath.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.datapath.headers import find_headers
 from kproxy_ebpf.datapath.kernel import OLDEST, REDIRECT, kernel_version, lists_sockets
 from kproxy_ebpf.datapath.source import source_folder
+from kproxy_ebpf.datapath.xfrm import has_policies
 from kproxy_ebpf.errors import NodeError
 
 _TCX_KERNEL = (6, 6)
@@ -44,6 +45,7 @@ def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
         _sources,
         _tcx,
         _redirect,
+        _ipsec,
         _cgroup,
         _netns_cookie,
         _socket_lists,
@@ -115,6 +117,15 @@ def _redirect() -> Check:
     ok = kernel_version() >= REDIRECT
     detail = "the kernel has it" if ok else f"since Linux {REDIRECT[0]}.{REDIRECT[1]}"
     return Check("redirect", ok, detail, "forwarding redirect is served as stack", required=False)
+
+
+def _ipsec() -> Check:
+    consequence = "with redirect, packets to other nodes go through the host's stack"
+    try:
+        found = has_policies()
+    except OSError as error:
+        return Check("ipsec", ok=False, detail=str(error), consequence=consequence, required=False)
+    return Check("ipsec", not found, "the host has policies" if found else "no policies", consequence, required=False)
 
 
 def _cgroup() -> Check:

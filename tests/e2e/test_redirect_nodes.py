@@ -239,3 +239,18 @@ def test_a_trace_says_that_a_packet_leaves_by_the_neighbour(path):
     target = f"{path.vip}:80/tcp" if path.family == 4 else f"[{path.vip}]:80/tcp"
     told = path.daemons[0].json("trace", path.client.address(path.family), target)
     assert "handed to the next hop towards another node" in told["why"]
+
+
+def test_ipsec_policies_keep_packets_on_the_hosts_way(path):
+    """The stack encrypts what they say; the short cut would not."""
+    policy = "src 192.0.2.1/32 dst 192.0.2.2/32 dir out"
+    node, daemon = path.client.node, path.daemons[0]
+    node.ip(f"xfrm policy add {policy} tmpl proto esp mode tunnel src 192.0.2.1 dst 192.0.2.2")
+    try:
+        until(lambda: "IPsec" in str(daemon.healthz()[1]["problems"]), "the reason to be told", seconds=PATIENCE)
+        before = ways(daemon)["stack_elsewhere"]
+        assert ask(path.client, path.vip, 80).server == path.server.name
+        assert ways(daemon)["stack_elsewhere"] > before
+    finally:
+        node.ip(f"xfrm policy delete {policy}")
+    until(path.goes_straight, "packets to go straight again", seconds=PATIENCE)

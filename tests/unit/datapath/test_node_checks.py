@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, kernel: bool, tc
     checks = {check.name: check for check in node.check_node()}
     assert (checks["kernel"].ok, checks["tcx"].ok, checks["redirect"].ok) == (kernel, tcx, redirect)
     assert not checks["tcx"].required
+
+
+def refuse() -> bool:
+    raise PermissionError(1, "IPsec policies can't be read: Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"), [(lambda: True, "the host has policies"), (refuse, "can't be read")], ids=["there", "unknown"]
+)
+def test_ipsec_policies_are_told(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], bool], detail: str) -> None:
+    monkeypatch.setattr(node, "has_policies", answer)
+    check = {check.name: check for check in node.check_node()}["ipsec"]
+    assert (check.ok, check.required) == (False, False)
+    assert detail in check.detail
+    assert "other nodes" in check.consequence
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
