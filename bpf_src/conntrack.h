@@ -30,10 +30,12 @@ enum timeout_seconds {
  */
 static __always_inline void hand_to_predecessor(const struct packet *packet)
 {
-	if (packet->tuple.direction == FROM_POD)
-		predecessor.call(packet->skb, FROM_POD);
+	if (packet->is_at_uplink)
+		predecessor.call(packet->skb, PREDECESSOR_FROM_UPLINK);
+	else if (packet->tuple.direction == FROM_POD)
+		predecessor.call(packet->skb, PREDECESSOR_FROM_POD);
 	else
-		predecessor.call(packet->skb, TO_POD);
+		predecessor.call(packet->skb, PREDECESSOR_TO_POD);
 }
 
 #define NANOSECONDS_PER_SECOND 1000000000ull

@@ -193,7 +193,10 @@ struct host_flow {
 	__u32 created_seconds;	/* CLOCK_MONOTONIC */
 };
 
-/* cluster: longest-prefix match; the addresses that packets may be sent to, and taken from, past the host's stack. */
+/*
+ * cluster: longest-prefix match to 1 for the addresses that packets may be sent to, and taken from, past the host's stack;
+ * to 0 for the host's own among them.
+ */
 struct cluster_key {
 	__u32 prefix_bits;
 	struct address address;

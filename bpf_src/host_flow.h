@@ -8,7 +8,9 @@ static __always_inline bool is_in_cluster(const struct address *address)
 {
 	struct cluster_key key = { .prefix_bits = 8 * ADDRESS_BYTES, .address = *address };
 
-	return cluster.lookup(&key);
+	__u32 *is_pods = cluster.lookup(&key);
+
+	return is_pods && *is_pods;
 }
 
 /* The connection's tuple as its packets leave this pod, or the pod of another node. */
@@ -49,12 +51,16 @@ static __always_inline bool read_fragment(const struct packet *packet, struct tu
 	return tuple->protocol == IPPROTO_UDP;
 }
 
-/* May this packet be the first that the host sees of a connection? Of UDP each one may be, in fragments or not. */
+/* Does the packet begin a connection? Of UDP each one may. */
+static __always_inline bool may_begin(const struct packet *packet)
+{
+	return packet->kind == PACKET_TRANSPORT && (packet->protocol == IPPROTO_UDP || is_syn(packet));
+}
+
+/* May this packet be the first that the host sees of a connection, in fragments or not? */
 static __always_inline bool may_be_first(const struct packet *packet, struct tuple *tuple)
 {
-	if (packet->kind == PACKET_FRAGMENT)
-		return read_fragment(packet, tuple);
-	return packet->kind == PACKET_TRANSPORT && (packet->protocol == IPPROTO_UDP || is_syn(packet));
+	return packet->kind == PACKET_FRAGMENT ? read_fragment(packet, tuple) : may_begin(packet);
 }
 
 /*
@@ -67,9 +73,10 @@ static __always_inline void note_host_flow(const struct packet *packet, struct t
 		return;
 	struct tuple reply = reversed(request, FROM_POD);
 	struct host_flow *known = host_flows.lookup(&reply);
-	if (known && known->ifindex == link->ifindex)
-		return;
 	struct host_flow flow = { .ifindex = link->ifindex, .created_seconds = now_seconds() };
+	/* A known one is made young again: the daemon may be about to forget an earlier connection with these ports. */
+	if (known && known->ifindex == flow.ifindex && known->created_seconds == flow.created_seconds)
+		return;
 	if (host_flows.update(request, &flow) || host_flows.update(&reply, &flow))
 		note_made(&link->unrecorded);
 	note_made(&link->host_flows);

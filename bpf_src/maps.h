@@ -20,7 +20,7 @@ BPF_TABLE_PINNED("hash", struct tuple, struct host_flow, host_flows, HOST_FLOWS_
 		 BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct cluster_key, __u32, cluster, CLUSTER_MAX, FAMILY_PIN("cluster"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("prog", __u32, __u32, programs, PROGRAM_COUNT, FAMILY_PIN("programs"), 0);
-BPF_TABLE_PINNED("prog", __u32, __u32, predecessor, 2, FAMILY_PIN("predecessor"), 0); /* by enum direction */
+BPF_TABLE_PINNED("prog", __u32, __u32, predecessor, PREDECESSOR_COUNT, FAMILY_PIN("predecessor"), 0);
 
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT, SHARED_PIN("counters"), 0);
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, ways, WAY_COUNT, SHARED_PIN("ways"), 0);

@@ -42,6 +42,7 @@ struct packet {
 	__u8 hop_limit;
 	__u8 tcp_flags;		/* of SCTP what means the same: SYN for INIT, RST for ABORT; of UDP 0 */
 	bool translated;
+	bool is_at_uplink;	/* met by from_uplink, not at a pod's link */
 	struct tuple tuple;
 	struct tuple to;	/* what it has become, if it was translated */
 };

@@ -8,6 +8,14 @@ enum tail_program {
 	PROGRAM_COUNT = 4,
 };
 
+/* The programs of an earlier generation that packets may meet, by their index in `predecessor`. */
+enum predecessor_program {
+	PREDECESSOR_FROM_POD = 0,
+	PREDECESSOR_TO_POD = 1,
+	PREDECESSOR_FROM_UPLINK = 2,
+	PREDECESSOR_COUNT = 3,
+};
+
 /* skb->cb survives a tail call: the arguments of the program that is called. */
 enum tail_argument {
 	ARGUMENT_DIRECTION = 0,

@@ -9,10 +9,11 @@ int from_uplink(struct __sk_buff *skb)
 	if (!is_ours(skb) || !is_on(SWITCH_REDIRECT))
 		return NEXT;
 	struct packet packet = parse_packet(skb, TO_POD);
+	packet.is_at_uplink = true;
 	if (packet.kind == PACKET_ICMP_ERROR)
 		programs.call(skb, PROGRAM_UPLINK_ERROR);
 	struct tuple key = outgoing(&packet);
-	struct route route = choose_way_in(&packet, &key);
+	struct route route = choose_way_in(&packet, &key, may_begin(&packet));
 	if (!route.pod || !route.link)
 		return NEXT;
 	turn_to_pod(&packet, &route);
@@ -36,11 +37,12 @@ int to_uplink(struct __sk_buff *skb)
 int uplink_error(struct __sk_buff *skb)
 {
 	struct packet packet = parse_packet(skb, TO_POD);
+	packet.is_at_uplink = true;
 	struct packet quoted = parse_quoted(&packet);
 	if (quoted.kind != PACKET_TRANSPORT || !same_address(&packet.tuple.destination, &quoted.tuple.source))
 		return NEXT;
 	struct tuple key = reversed(&quoted.tuple, FROM_POD);
-	struct route route = choose_way_in(&packet, &key);
+	struct route route = choose_way_in(&packet, &key, false);
 	if (!route.pod || !route.link)
 		return NEXT;
 	turn_to_pod(&packet, &route);

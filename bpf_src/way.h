@@ -105,21 +105,22 @@ static __always_inline __u16 largest_bytes(const struct packet *packet)
 	return NETWORK_HEADER_BYTES + transport_bytes + packet->skb->gso_size;
 }
 
-/* By the host's own routes and rules, as if it forwarded the packet. */
-static __always_inline enum way way_by_routes(const struct packet *packet, struct route *route, const struct tuple *key)
+/* By the host's own routes and rules, as if it forwarded a packet of `bytes` (0: of any length) that came from the pod's link. */
+static __always_inline enum way way_by_routes(const struct packet *packet, const struct pod_link *from, __u16 bytes,
+					      struct route *route, const struct tuple *key)
 {
 	struct bpf_fib_lookup fib = {
 		.family = IP_FAMILY == 4 ? FIB_INET : FIB_INET6,
 		.l4_protocol = key->protocol,
 		.sport = key->source_port_be,
 		.dport = key->destination_port_be,
-		.tot_len = largest_bytes(packet),
-		.ifindex = packet->ifindex,
+		.tot_len = bytes,
+		.ifindex = from->bridge ?: from->ifindex,
 	};
 	__be32 first;
 
-	if (!fib.tot_len || load_bytes(packet->skb, NETWORK_OFFSET, &first, sizeof(first)))
-		return WAY_STACK_MTU;
+	if (load_bytes(packet->skb, NETWORK_OFFSET, &first, sizeof(first)))
+		return WAY_STACK_ROUTE;
 #if IP_FAMILY == 4
 	fib.tos = ntohl(first) >> 16;
 	fib.ipv4_src = key->source.words[0];
@@ -132,8 +133,12 @@ static __always_inline enum way way_by_routes(const struct packet *packet, struc
 	long found = bpf_fib_lookup(packet->skb, &fib, sizeof(fib), 0);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return WAY_STACK_MTU;
-	/* A neighbour that is not known yet is asked for when the packet is handed to it. */
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+	/*
+	 * A neighbour that is not known is asked for when a packet is handed to it. But what begins a connection goes by the
+	 * stack then, which tells the pod if nobody answers.
+	 */
+	bool is_asked_for = found == BPF_FIB_LKUP_RET_NO_NEIGH && (packet->is_at_uplink || !may_begin(packet));
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && !is_asked_for)
 		return WAY_STACK_ROUTE;
 	route->uplink = fib.ifindex;
 	if (!uplinks.lookup(&route->uplink))
@@ -156,7 +161,8 @@ static __always_inline enum way way_to_node(const struct packet *packet, struct 
 		return WAY_STACK_LINK_LAYER;
 	if (packet->hop_limit <= 1)
 		return WAY_STACK_HOP_LIMIT;
-	return way_by_routes(packet, route, key);
+	__u16 bytes = largest_bytes(packet);
+	return bytes ? way_by_routes(packet, from, bytes, route, key) : WAY_STACK_MTU;
 }
 
 /* The pod stays with WAY_PEER only: for every verifier, which does not follow what `way` says of the pointers. */
@@ -179,6 +185,15 @@ static __always_inline void count_way(const struct packet *packet, enum way way)
 	}
 }
 
+/* The first packet of a connection from another node: would its answers leave by an uplink, past the host as it comes? */
+static __always_inline bool comes_back(const struct packet *packet, const struct pod_link *link, const struct tuple *key)
+{
+	struct tuple answer = reversed(key, FROM_POD);
+	struct route back = {};
+
+	return way_by_routes(packet, link, 0, &back, &answer) == WAY_NEIGHBOUR;
+}
+
 /* For a packet that has left its pod's stage. */
 static __always_inline struct route choose_way(const struct packet *packet)
 {
@@ -199,9 +214,10 @@ static __always_inline struct route choose_way(const struct packet *packet)
 
 /*
  * For a packet from another node, at the link that it comes by. `key` is the tuple of its connection's packets that come
- * this way; that of an ICMP error, which any router may send, is what it quotes, reversed. What is for no pod is not counted.
+ * this way; that of an ICMP error, which any router may send, is what it quotes, reversed. `begins`: it may be the first of
+ * them. What is for no pod is not counted.
  */
-static __always_inline struct route choose_way_in(const struct packet *packet, struct tuple *key)
+static __always_inline struct route choose_way_in(const struct packet *packet, struct tuple *key, bool begins)
 {
 	struct route route = { .way = WAY_STACK_ELSEWHERE, .is_routed = true };
 
@@ -220,6 +236,8 @@ static __always_inline struct route choose_way_in(const struct packet *packet, s
 		route.way = WAY_STACK_HOST_FLOW;
 	else if (packet->hop_limit <= 1)
 		route.way = WAY_STACK_HOP_LIMIT;
+	else if (begins && !comes_back(packet, route.link, key))
+		route.way = WAY_STACK_ROUTE;
 	else
 		route.way = way_into(packet, pod);
 	count_way(packet, route.way);

@@ -115,6 +115,8 @@ class Settings(BaseModel):
         for network in networks:
             if network.prefixlen == 0:
                 raise ValueError(f"{network} is more than any cluster")
+            if network.is_link_local or getattr(network.network_address, "scope_id", None):
+                raise ValueError(f"{network} is of one link, no pod network")
         return networks
 
     def is_pod_interface(self, link: str) -> bool:

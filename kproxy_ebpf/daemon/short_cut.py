@@ -66,7 +66,7 @@ class ShortCut:
             ports, addresses, survey = self._reader.read(links, known)
             for family in FAMILIES:
                 table.replace(family, facts_of(ports, addresses[family]), ports, addresses[family])
-        self._uplinks.follow(survey, links | {port.bridge for port in ports.values()})
+        self._uplinks.follow(survey, links)
         return addresses
 
     def _look(self, addresses: Addresses) -> None:

@@ -8,20 +8,24 @@ import structlog
 
 from kproxy_ebpf.datapath.attach import Attacher
 from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.cluster import ClusterTable, Network, PrefixSet
+from kproxy_ebpf.datapath.cluster import ClusterTable, Network, Places, PrefixSet, some_vips
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.kernel import wait_for_packets_under_way
 from kproxy_ebpf.datapath.pod_links import unrecord
 from kproxy_ebpf.datapath.rtnetlink import Survey
-from kproxy_ebpf.datapath.uplinks import UplinkTable, leading_out
+from kproxy_ebpf.datapath.uplinks import UplinkTable, leading_out, own_addresses
 from kproxy_ebpf.datapath.xfrm import has_policies
 from kproxy_ebpf.errors import MapFullError, NodeError
 from kproxy_ebpf.observe.health import Health
 
 log = structlog.get_logger(__name__)
 
-IPSEC = "packets to other nodes go through the host's stack: it has IPsec policies, which the short cut would pass by"
-NO_UPLINK = "packets to other nodes go through the host's stack: no route leads to {} over an Ethernet link"
+BY_STACK = "packets to other nodes go through the host's stack: "
+IPSEC = "it has IPsec policies, which the short cut would pass by"
+NO_UPLINK = "no route leads to {} over an Ethernet link"
+HOLDS_VIP = "cluster-cidr {} holds {}, which is no pod's but a Service's: name the pods' networks only"
+
+_REFUSALS = (OSError, NodeError, MapFullError)
 
 
 class Uplinks:
@@ -33,62 +37,106 @@ class Uplinks:
         self, generation: Generation, attacher: Attacher, wanted: Callable[[], Collection[Network]], health: Health
     ) -> None:
         self._generation, self._attacher, self._wanted, self._health = generation, attacher, wanted, health
-        self._networks: set[Network] = set()
+        self._places: dict[int, Places] = {family: {} for family in FAMILIES}
+        self._carrying: set[int] | None = None  # links that have our programs, as far as we know; None: nobody looked
 
     def cluster(self, family: int) -> PrefixSet:
         """What `follow` has last told the programs."""
-        return PrefixSet(_of_family(self._networks, family))
+        return PrefixSet(self._places[family])
 
-    def follow(self, survey: Survey, inward: Collection[int]) -> None:
-        """Bring programs and tables in line with routes and settings. `inward`: pods' links and bridges.
+    def follow(self, survey: Survey, pods: Collection[int]) -> None:
+        """Bring programs and tables in line with routes and settings. `pods`: their links.
 
-        A link is told to the programs while its own are there: what goes out past the stack comes back past it.
-        Raises OSError.
+        A link is told to the programs while its own are there: what goes out past the stack comes back past it. What
+        goes wrong is a problem in /healthz: then packets go through the host's stack.
         """
-        networks, problem = set(self._wanted()), None
-        if networks and has_policies():
-            networks, problem = set(), IPSEC
-        links = leading_out(survey, networks, inward)
+        problems: list[str] = []
+        networks = self._admitted(problems)
+        links = leading_out(survey, networks, pods)
         if networks and not links:
-            problem = NO_UPLINK.format(", ".join(map(str, sorted(map(str, networks)))))
+            problems.append(NO_UPLINK.format(", ".join(sorted(map(str, networks)))))
         try:
-            self._tell(networks)
-            self._keep(links)
-        except (OSError, NodeError, MapFullError) as error:
-            problem = f"packets to other nodes go through the host's stack: {error}"
-        self._health.problem("uplinks", problem)
+            self._tell(networks, own_addresses(survey, networks))
+            self._keep(links, problems)
+        except _REFUSALS as error:
+            problems.append(str(error))
+        self._health.problem("uplinks", BY_STACK + "; ".join(problems) if problems else None)
 
-    def _keep(self, wanted: set[int]) -> None:
+    def _admitted(self, problems: list[str]) -> set[Network]:
+        """Of the networks wanted those that may be used; why not the others."""
+        wanted = set(self._wanted())
+        try:
+            if wanted and has_policies():
+                problems.append(IPSEC)
+                return set()
+            vips = [vip for family in FAMILIES for vip in some_vips(self._generation, family)] if wanted else []
+        except OSError as error:
+            problems.append(str(error))
+            return set()
+        for network in sorted(wanted, key=str):
+            if inside := [vip for vip in vips if vip.version == network.version and vip in network]:
+                problems.append(HOLDS_VIP.format(network, inside[0]))
+                wanted.remove(network)
+        return wanted
+
+    def _keep(self, wanted: set[int], problems: list[str]) -> None:
         """Programs at these links, and at no others. Those that somebody took off are put back."""
         with UplinkTable(self._generation) as table:
-            told, carrying = table.read(), self._attacher.attached()
-            for ifindex in (told | carrying.keys()) - wanted:
+            told = table.read()
+            if self._carrying is None:
+                self._carrying = set(self._attacher.attached())
+            for ifindex in (told | self._carrying) - wanted:
                 table.remove(ifindex)
                 self._attacher.detach(ifindex)
+                self._carrying.discard(ifindex)
                 log.info("programs taken off an uplink", ifindex=ifindex)
             for ifindex in wanted:
-                method = self._attacher.attach(ifindex)
-                if ifindex not in told:
-                    table.add(ifindex)
-                if ifindex not in carrying:
-                    log.info("programs attached to an uplink", ifindex=ifindex, method=str(method))
+                try:
+                    self._equip(ifindex, table, is_new=ifindex not in told)
+                except _REFUSALS as error:
+                    table.remove(ifindex)
+                    problems.append(str(error))
 
-    def _tell(self, networks: set[Network]) -> None:
-        """Which networks are the cluster's. A connection with one that is new may have begun the host's way unnoticed,
-        until the last packet that met the old table has been dealt with: it is looked for in conntrack first.
+    def _equip(self, ifindex: int, table: UplinkTable, *, is_new: bool) -> None:
+        """What has left by a new uplink before its programs were there was not noted: it is looked for in conntrack
+        before they hand anything over.
+        """
+        if is_new:
+            self._unrecord()
+        method = self._attacher.attach(ifindex)
+        assert self._carrying is not None  # noqa: S101 - `_keep` came before
+        if is_new:
+            wait_for_packets_under_way()
+            self._unrecord()
+            table.add(ifindex)
+        if ifindex not in self._carrying:
+            self._carrying.add(ifindex)
+            log.info("programs attached to an uplink", ifindex=ifindex, method=str(method))
+
+    def _tell(self, networks: set[Network], own: set[Network]) -> None:
+        """Which networks are the cluster's, the host's `own` addresses apart. A connection with one that is new may
+        have begun the host's way unnoticed, until the last packet that met the old table has been dealt with: it is
+        looked for in conntrack first.
         """
         for family in FAMILIES:
-            wanted = _of_family(networks, family)
+            wanted = _of_family(networks, True, family) | _of_family(own, False, family)
             with ClusterTable(self._generation, family) as table:
                 present = table.read()
-                table.remove(present - wanted)
-                if new := wanted - present:
+                changed = {place: is_pods for place, is_pods in wanted.items() if present.get(place) != is_pods}
+                gone = present.keys() - wanted.keys()
+                if changed or gone:
                     unrecord(self._generation, family)
-                    table.add(new)
+                    table.write({place: is_pods for place, is_pods in changed.items() if not is_pods})
+                    table.remove(gone)
+                    table.write(changed)
                     wait_for_packets_under_way()
                     unrecord(self._generation, family)
-        self._networks = networks
+            self._places[family] = wanted
+
+    def _unrecord(self) -> None:
+        for family in FAMILIES:
+            unrecord(self._generation, family)
 
 
-def _of_family(networks: Collection[Network], family: int) -> set[Network]:
-    return {network for network in networks if network.version == family}
+def _of_family(networks: Collection[Network], is_pods: bool, family: int) -> Places:
+    return dict.fromkeys((network for network in networks if network.version == family), is_pods)

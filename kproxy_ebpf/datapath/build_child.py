@@ -22,6 +22,7 @@ from bcc.libbcc import lib
 from kproxy_ebpf.datapath.bpf import Map, MapInfo, Program
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
+    FORWARDING_TABLES,
     LISTING_FUNCTION,
     LISTING_PROGRAM,
     PROGRAMS,
@@ -71,11 +72,12 @@ def _build(text: str, family: int, folder: Path, old: dict[str, Map]) -> None:
 
 
 def _interchangeable(made: dict[str, str], shapes: dict[str, MapInfo], old: dict[str, Map]) -> set[str]:
-    """The maps that the previous generation has in the same shape; the service tables all or none."""
+    """The maps that the previous generation has in the same shape; those that speak of one another all or none."""
     equal = {pinned for pinned in made if pinned in old and shapes[pinned].shape == old[pinned].info.shape}
-    service_tables = {pinned for pinned, name in made.items() if name in SERVICE_TABLES}
-    if not service_tables <= equal:
-        equal -= service_tables
+    for related in (SERVICE_TABLES, FORWARDING_TABLES):
+        tables = {pinned for pinned, name in made.items() if name in related}
+        if not tables <= equal:
+            equal -= tables
     return equal
 
 

@@ -7,6 +7,7 @@ remembers that, over restarts) and nobody else's filter is in it.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,10 @@ _PARENTS = {"from_pod": _INGRESS, "to_pod": _EGRESS, "from_uplink": _INGRESS, "t
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)  # EINVAL: no such qdisc
 
 
+# One thread's qdisc without filters is another's to remove.
+_CHANGING = threading.Lock()
+
+
 class Filter(NamedTuple):
     """Where a filter is; `info` is its priority (upper half) and its protocol."""
 
@@ -54,7 +59,7 @@ class Clsact:
 
     def attach(self, ifindex: int, programs: Mapping[tuple[str, int], Program]) -> None:
         """Attach each (name, family), in this order, or replace what is there. Raises OSError."""
-        with requests(f"programs at interface {ifindex}") as route:
+        with _CHANGING, requests(f"programs at interface {ifindex}") as route:
             self._ensure_qdisc(route, ifindex)
             for (name, family), program in programs.items():
                 route.tc(
@@ -73,7 +78,7 @@ class Clsact:
 
     def detach(self, ifindex: int) -> None:
         """Remove our filters, and the qdisc if it is ours and empty. A link that is gone took both with it."""
-        with requests(f"filters at interface {ifindex}") as route:
+        with _CHANGING, requests(f"filters at interface {ifindex}") as route:
             for found in _filters(route, ifindex):
                 if found.name.startswith(self._owned):
                     with _gone_is_fine():

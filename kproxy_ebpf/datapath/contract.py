@@ -19,7 +19,6 @@ from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 __all__ = [
     "FAMILY_MAPS",
     "FLOW_TABLES",
-    "LINK_HOOKS",
     "LISTING_FUNCTION",
     "LISTING_PROGRAM",
     "PROGRAMS",
@@ -42,6 +41,7 @@ __all__ = [
     "Layouts",
     "ListedSocket",
     "Pod",
+    "PredecessorIndex",
     "ProgramIndex",
     "Schema",
     "Settings",
@@ -105,7 +105,9 @@ FLOW_TABLES = ("flows", "affinity")
 """Written by the programs."""
 
 FORWARDING_TABLES = ("pod_links", "pods", "host_flows", "cluster")
-"""What the daemon has learned of the pods of this node and of the others, and what began the host's way."""
+"""What the daemon has learned of the pods of this node and of the others, and what began the host's way. A link that
+has nothing in `host_flows` says so in `pod_links`: only all of them together can be taken over.
+"""
 
 PEERS_MAX = 8
 
@@ -133,8 +135,12 @@ class Direction(IntEnum):
     AT_SOCKET = 2
 
 
-LINK_HOOKS = (Direction.FROM_POD, Direction.TO_POD)
-"""Where packets are met."""
+class PredecessorIndex(IntEnum):
+    """Where programs of an earlier generation stand in the prog array `predecessor`; their names are in PROGRAMS."""
+
+    FROM_POD = 0
+    TO_POD = 1
+    FROM_UPLINK = 2
 
 
 class Verdict(IntEnum):

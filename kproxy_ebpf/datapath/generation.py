@@ -32,10 +32,10 @@ from kproxy_ebpf.datapath.build import FAMILIES, build
 from kproxy_ebpf.datapath.carry import carry_flows, carry_service_tables, carry_settings, fetch_flows, shares_flows
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
-    LINK_HOOKS,
     PROGRAMS,
     SHARED_MAPS,
     SOCKET_PROGRAMS,
+    PredecessorIndex,
     pinned_name,
 )
 from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
@@ -85,7 +85,7 @@ class Generation:
     @property
     def _serves(self) -> bool:
         """Whether its programs at the links are still pinned; it may be of another version and have other maps."""
-        programs = {pinned_name(hook.name.lower(), family) for hook in LINK_HOOKS for family in FAMILIES}
+        programs = {pinned_name(name, family) for name in ("from_pod", "to_pod") for family in FAMILIES}
         return programs <= _names(self.path / "programs")
 
     @property
@@ -159,13 +159,14 @@ class Generation:
 
     def _hand_on_to(self, generation: Generation | None) -> None:
         """Let another generation's programs, as far as they are still pinned, have the packets of no known flow."""
-        for family, direction in product(FAMILIES, LINK_HOOKS):
-            index = struct.pack("=I", direction)
+        present = _names(generation.path / "programs") if generation is not None and generation._serves else set()
+        for family, slot in product(FAMILIES, PredecessorIndex):
+            index, name = struct.pack("=I", slot), slot.name.lower()
             with self.map("predecessor", family) as predecessor:
-                if generation is None or not generation._serves:
+                if generation is None or pinned_name(name, family) not in present:
                     predecessor.delete(index)
                     continue
-                with generation.program(direction.name.lower(), family) as program:
+                with generation.program(name, family) as program:
                     predecessor.update(index, struct.pack("=I", program.fd))
 
 

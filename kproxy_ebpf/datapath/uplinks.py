@@ -2,78 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from ipaddress import ip_network
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pyroute2.netlink.rtnl import rt_type
 
-from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.cluster import Network
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.rtnetlink import Message, Survey, hops
 
 _ETHERNET = 1  # ARPHRD_ETHER: a link-layer header of 14 bytes, which the programs expect
 _UP, _LOOPBACK = 0x1, 0x8
+_MTU_IS_LOCKED = 1 << 2  # RTAX_MTU in the mask RTAX_LOCK
 _PRESENT = (1).to_bytes(4, "little")
 
 
 class Route(NamedTuple):
-    """`is_narrow`: with an MTU of its own, which the stack heeds, and bpf_fib_lookup does not unless it is locked."""
+    """`is_direct`: without a next hop. `is_strange`: with an encapsulation, which bpf_fib_lookup refuses, or an MTU of
+    its own, which the stack heeds and bpf_fib_lookup does not unless it is locked.
+    """
 
     destination: Network
     links: frozenset[int]
-    is_narrow: bool
+    is_direct: bool
+    is_strange: bool
 
 
-def leading_out(survey: Survey, networks: Collection[Network], inward: Collection[int]) -> set[int]:
-    """The links by which packets to other nodes' addresses in `networks` leave. `inward`: pods' links and bridges."""
-    usable = {ifindex for ifindex, message in survey.links.items() if _is_usable(message)}
-    routes = [
-        route
+def leading_out(survey: Survey, networks: Collection[Network], pods: Collection[int]) -> set[int]:
+    """The links by which packets to other nodes' addresses in `networks` leave. `pods`: this node's pods' links."""
+    bridges = {ifindex for ifindex, message in survey.links.items() if _kind(message) == "bridge"}
+    inward = {*pods, *(survey.links[each].get_attr("IFLA_MASTER") for each in pods if each in survey.links)}
+    usable = {ifindex for ifindex, message in survey.links.items() if _is_usable(message)} - inward
+    routes = [route for message in _unicast(survey) if _is_outward(route := _parse(message), inward, bridges)]
+    used = {route for network in networks for route in _routes_to(network, routes)}
+    strange = {
+        link
+        for route in routes
+        if route.is_strange and any(_overlap(route.destination, network) for network in networks)
+        for link in route.links
+    }
+    return usable.intersection(link for route in used for link in route.links) - strange
+
+
+def own_addresses(survey: Survey, networks: Collection[Network]) -> set[Network]:
+    """The host's own addresses in `networks`, as networks of one address."""
+    local = {
+        ip_network(message.get_attr("RTA_DST"))
         for messages in survey.routes.values()
         for message in messages
-        if (route := _parse(message)) is not None and route.links.difference(inward)
-    ]
-    used = [route for network in networks for route in _routes_to(network, routes)]
-    narrow = set().union(*(route.links for route in used if route.is_narrow))
-    return (usable & set().union(*(route.links for route in used))).difference(narrow, inward)
+        if message["type"] == rt_type["local"] and message.get_attr("RTA_DST") and _is_whole(message)
+    }
+    return {address for address in local if any(_overlap(address, network) for network in networks)}
+
+
+def _unicast(survey: Survey) -> Iterable[Message]:
+    return (
+        message for messages in survey.routes.values() for message in messages if message["type"] == rt_type["unicast"]
+    )
+
+
+def _is_outward(route: Route, inward: Collection[int], bridges: Collection[int]) -> bool:
+    """Not to pods of this node, ours or others': those are behind a link of their own, or behind a bridge."""
+    is_neighbour = route.is_direct and route.destination.prefixlen == route.destination.max_prefixlen
+    at_bridge = route.is_direct and route.links.issubset(bridges)
+    return not is_neighbour and not at_bridge and bool(route.links.difference(inward))
 
 
 def _routes_to(network: Network, routes: Iterable[Route]) -> list[Route]:
     """Those to parts of it; where there are none, those with the longest prefix to all of it."""
-    same = [route for route in routes if route.destination.version == network.version]
-    inside = [route for route in same if route.destination.subnet_of(network)]  # type: ignore[arg-type]
-    around = [route for route in same if network.subnet_of(route.destination)]  # type: ignore[arg-type]
-    longest = max((route.destination.prefixlen for route in around), default=0)
-    return inside or [route for route in around if route.destination.prefixlen == longest]
+    overlapping = [route for route in routes if _overlap(route.destination, network)]
+    inside = [route for route in overlapping if route.destination.prefixlen >= network.prefixlen]
+    longest = max((route.destination.prefixlen for route in overlapping), default=0)
+    return inside or [route for route in overlapping if route.destination.prefixlen == longest]
 
 
-def _parse(message: Message) -> Route | None:
-    """None for what is no way to another node: a local or refused address, or one that is directly behind a link."""
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _parse(message: Message) -> Route:
     destination = message.get_attr("RTA_DST") or ("0.0.0.0" if message["family"] == 2 else "::")  # noqa: S104
-    network = ip_network((destination, message["dst_len"]))
     has_gateway = any(message.get_attr(name) is not None for name in ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH"))
-    is_neighbour = network.prefixlen == network.max_prefixlen and not has_gateway
-    if message["type"] != rt_type["unicast"] or is_neighbour:
-        return None
+    return Route(
+        ip_network((destination, message["dst_len"])),
+        frozenset(hops(message)),
+        is_direct=not has_gateway,
+        is_strange=message.get_attr("RTA_ENCAP") is not None or _has_mtu(message),
+    )
+
+
+def _has_mtu(message: Message) -> bool:
     metrics = message.get_attr("RTA_METRICS")
-    is_narrow = metrics is not None and metrics.get_attr("RTAX_MTU") and not metrics.get_attr("RTAX_LOCK")
-    return Route(network, frozenset(hops(message)), bool(is_narrow))
+    if metrics is None or not metrics.get_attr("RTAX_MTU"):
+        return False
+    return not (metrics.get_attr("RTAX_LOCK") or 0) & _MTU_IS_LOCKED
+
+
+def _is_whole(message: Message) -> bool:
+    return bool(message["dst_len"] == {2: 32, 10: 128}[message["family"]])
 
 
 def _is_usable(message: Message) -> bool:
     return bool(message["ifi_type"] == _ETHERNET and message["flags"] & (_UP | _LOOPBACK) == _UP)
 
 
+def _kind(message: Message) -> str | None:
+    linkinfo = message.get_attr("IFLA_LINKINFO")
+    return None if linkinfo is None else linkinfo.get_attr("IFLA_INFO_KIND")
+
+
 class UplinkTable:
     """What the programs know of uplinks; as a context manager. Raises OSError where the pin can't be opened."""
 
     def __init__(self, generation: Generation) -> None:
-        self._map: Map = generation.map("uplinks")
+        self._map = generation.map("uplinks")
 
     def read(self) -> set[int]:
-        return {int.from_bytes(key, "little") for key in self._keys()}
+        return {int.from_bytes(key, "little") for key, _ in self._map.items()}
 
     def add(self, ifindex: int) -> None:
         """Raises MapFullError."""
@@ -82,10 +128,7 @@ class UplinkTable:
     def remove(self, ifindex: int) -> None:
         self._map.delete(ifindex.to_bytes(4, "little"))
 
-    def _keys(self) -> Iterator[bytes]:
-        return (key for key, _ in self._map.items())
-
-    def __enter__(self) -> UplinkTable:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

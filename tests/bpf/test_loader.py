@@ -25,6 +25,7 @@ from kproxy_ebpf.datapath.contract import (
     SCHEMA_BYTES,
     SHARED_MAPS,
     SOCKET_PROGRAMS,
+    PredecessorIndex,
     Switches,
     entries,
     layouts,
@@ -201,7 +202,7 @@ def test_flows_made_meanwhile_follow(filled: Generation, bpffs: Path, small: Con
     closing, open_ = add_flow(filled, 2, state=2), add_flow(filled, 3, state=1)
     second.inherit()
     assert flow_states(second) == flow_states(filled)
-    assert len(predecessors(second)) == 4
+    assert len(predecessors(second)) == 6
     second.activate()
     further, added = add_flow(filled, 3, state=2), add_flow(filled, 4)
     add_flow(second, 2, state=3)
@@ -218,7 +219,7 @@ def predecessors(generation: Generation) -> list[bytes]:
     found = []
     for family in FAMILIES:
         with generation.map("predecessor", family) as predecessor:
-            found += [id_ for index in (0, 1) if (id_ := predecessor.lookup(struct.pack("=I", index)))]
+            found += [id_ for index in PredecessorIndex if (id_ := predecessor.lookup(struct.pack("=I", index)))]
     return found
 
 
@@ -231,7 +232,7 @@ def test_a_takeover_that_was_killed_is_ended_by_the_next(filled: Generation, bpf
     assert again == second
     assert again.ready
     again.inherit()
-    assert len(predecessors(again)) == 4
+    assert len(predecessors(again)) == 6
     again.activate()
     again.retire_others()
     assert added in flow_states(again)
@@ -361,7 +362,7 @@ def test_flows_that_can_not_be_read_stay_with_their_programs(
     second.activate()
     for _ in range(2):  # and at the next start
         second.retire_others()
-        assert len(predecessors(second)) == 4
+        assert len(predecessors(second)) == 6
         assert filled.is_complete
     change(sources, "#include", "/* a third */\n#include")
     third = ensure(bpffs, small, sources)
@@ -388,7 +389,7 @@ def test_back_to_a_generation_that_still_serves_its_flows(
     second.inherit()
     second.activate()
     second.retire_others()
-    assert len(predecessors(second)) == 4
+    assert len(predecessors(second)) == 6
     write_layouts(original)  # to itself it is readable
     back = ensure(bpffs, small)
     assert back.path == original

@@ -116,7 +116,7 @@ def uplink(node: Node) -> Iterator[Uplink]:  # noqa: F811
     networks = {ip_network(NETWORKS[node.family])}
     with UplinkTable(node.generation) as table, ClusterTable(node.generation, node.family) as cluster:
         table.add(ifindex)
-        cluster.add(networks)
+        cluster.write(dict.fromkeys(networks, True))
         yield Uplink(node, ifindex)
         cluster.remove(networks)
         table.remove(ifindex)
@@ -153,10 +153,52 @@ def test_through_a_vip_it_is_translated_first(uplink):
     assert (way, frame) == (Way.NEIGHBOUR, one_hop_less(tcp(CLIENT, REMOTE, "S"), uplink.family))
 
 
-def test_a_neighbour_that_is_not_known_is_left_to_the_kernel_to_ask_for(uplink):
+@pytest.mark.parametrize(
+    ("packet", "way"),
+    [(DIRECT, Way.NEIGHBOUR), (tcp(CLIENT, REMOTE, "SA"), Way.NEIGHBOUR), (tcp(CLIENT, REMOTE, "S"), Way.STACK_ROUTE)],
+    ids=["mid-stream", "answer", "first"],
+)
+def test_a_neighbour_that_is_not_known(uplink, packet, way):
+    """The kernel asks for it; of a connection that begins the stack does, which tells the pod if nobody answers."""
+    forget_neighbour(uplink)
+    assert sent(uplink, packet.frame(uplink.family))[0] is way
+
+
+def forget_neighbour(uplink: Uplink) -> None:
     next_hop = {4: "192.168.7.2", 6: "fd00:7::2"}[uplink.family]
     subprocess.run(["ip", "neigh", "del", next_hop, "dev", "uplink0"], check=True)
-    assert sent(uplink, DIRECT.frame(uplink.family))[0] is Way.NEIGHBOUR
+
+
+@pytest.mark.parametrize("flags", ["S", "A"])
+def test_what_comes_in_by_an_uplink_has_to_go_back_by_one(uplink, flags):
+    """An answer through the stack would be of a connection that conntrack has not seen begin."""
+    packet = tcp(REMOTE, BACKEND, flags).frame(uplink.family)
+    assert uplink.arrive(packet)[0] is Way.PEER
+    forget_neighbour(uplink)
+    assert uplink.arrive(packet)[0] is Way.PEER
+    no_route(uplink)
+    assert uplink.arrive(packet)[0] is (Way.STACK_ROUTE if flags == "S" else Way.PEER)
+
+
+def test_the_hosts_own_addresses_are_no_pods(uplink):
+    own = {ip_network(REMOTE.host.at(uplink.family)): False}
+    with ClusterTable(uplink.node.generation, uplink.family) as cluster:
+        cluster.write(own)
+        assert sent(uplink, DIRECT.frame(uplink.family))[0] is Way.STACK_ELSEWHERE
+        assert uplink.arrive(tcp(REMOTE, BACKEND, "S").frame(uplink.family))[0] is Way.STACK_SOURCE
+        assert cluster.read() == own | {ip_network(NETWORKS[uplink.family]): True}
+        cluster.remove(own)
+
+
+def test_a_known_connection_of_the_hosts_is_young_again_with_each_first_packet(uplink):
+    """A look at conntrack that began before must not forget it."""
+    uplink.leave(tcp(CLIENT, REMOTE, "S").frame(uplink.family))
+    with uplink.node.generation.map("host_flows", uplink.family) as flows:
+        for key, value in list(flows.items()):
+            flows.update(key, value[:4] + (int.from_bytes(value[4:], "little") - 10).to_bytes(4, "little"))
+        old = dict(flows.items())
+        uplink.leave(tcp(CLIENT, REMOTE, "S").frame(uplink.family))
+        assert all(value[4:] > old[key][4:] for key, value in flows.items())
 
 
 Obstacle = Callable[[Uplink], bytes]

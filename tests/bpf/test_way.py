@@ -330,7 +330,7 @@ def test_a_look_forgets_what_conntrack_does_not_follow(node):
     with node.generation.map("host_flows", node.family) as flows:
         (key,) = flows.keys()
         flows.update(key, node.server_link.to_bytes(4, "little") + (now_seconds() - 5).to_bytes(4, "little"))
-    looked = look(node.generation, node.family, {}, PrefixSet(()))
+    looked = look(node.generation, node.family, {}, PrefixSet({}))
     assert (looked.entries, looked.added, looked.removed) == (0, 0, 1)
     assert node.unsettled(Kind.HOST_FLOWS) == set()
     assert node.send(DIRECT.frame(node.family))[0] is Way.PEER

@@ -216,7 +216,7 @@ def test_who_is_outside_of_the_cluster_is_the_hosts(path):
 def test_a_neighbour_that_is_not_known_is_asked_for(path):
     path.client.node.ip("neigh flush dev eth0")
     assert ask(path.client, path.vip, 80).server == path.server.name
-    assert path.goes_straight()
+    until(path.goes_straight, "packets to go straight", seconds=PATIENCE)
 
 
 def test_connections_survive_the_daemons(path):

@@ -148,7 +148,9 @@ def build_world(
     mode: str = "hybrid",
     forwarding: str = "stack",
 ) -> World:
-    settings = {"mode": mode, "forwarding": forwarding, "cluster-cidr": CLUSTER_CIDRS}
+    settings = {"mode": mode, "forwarding": forwarding}
+    if forwarding == "redirect":
+        settings["cluster-cidr"] = CLUSTER_CIDRS
     world = World(lab, settings=settings)
     node1, node2 = lab.node("node1", cni=cni), lab.node("node2", cni=cni)
     node1.pod("client")

@@ -56,6 +56,7 @@ def test_networks_of_both_families() -> None:
         ({"pod-interfaces": {"a": "b"}}, ["setting pod-interfaces", "veth*"]),
         ({"cluster-cidr": "10.244.0.0/16 10.244.0.1/24"}, ["setting cluster-cidr", "10.244.0.1/24", "fd00:244::/48"]),
         ({"cluster-cidr": "everywhere"}, ["setting cluster-cidr", "'everywhere'", "10.244.0.0/16"]),
+        ({"cluster-cidr": "fe80::%eth0/64"}, ["setting cluster-cidr", "fe80::%eth0/64", "one link"]),
         ({"cluster-cidr": "::/0"}, ["setting cluster-cidr", "::/0 is more than any cluster"]),
         ({"cluster-cidr": "10.0.0.0/8 " * 65}, ["setting cluster-cidr", "65 networks", "64"]),
         ({"mode": "x", "log-level": "loud"}, ["setting mode", "setting log-level", "debug"]),

@@ -36,6 +36,7 @@ ENUMS: dict[str, tuple[type[IntEnum], str]] = {
     "way": (contract.Way, "WAY_"),
     "settings_switches": (contract.Switches, "SWITCH_"),  # type: ignore[dict-item]
     "tail_program": (contract.ProgramIndex, "PROGRAM_"),
+    "predecessor_program": (contract.PredecessorIndex, "PREDECESSOR_"),
 }
 
 
