@@ -241,11 +241,13 @@ def test_a_trace_says_that_a_packet_leaves_by_the_neighbour(path):
     assert "handed to the next hop towards another node" in told["why"]
 
 
+@pytest.mark.parametrize("path", ["near"], indirect=True)
+@pytest.mark.parametrize("family", [4], indirect=True)
 def test_ipsec_policies_keep_packets_on_the_hosts_way(path):
     """The stack encrypts what they say; the short cut would not."""
     policy = "src 192.0.2.1/32 dst 192.0.2.2/32 dir out"
     node, daemon = path.client.node, path.daemons[0]
-    node.ip(f"xfrm policy add {policy} tmpl proto esp mode tunnel src 192.0.2.1 dst 192.0.2.2")
+    node.ip(f"xfrm policy add {policy} tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel")
     try:
         until(lambda: "IPsec" in str(daemon.healthz()[1]["problems"]), "the reason to be told", seconds=PATIENCE)
         before = ways(daemon)["stack_elsewhere"]
