@@ -31,6 +31,8 @@ class Route(NamedTuple):
 
 def leading_out(survey: Survey, networks: Collection[Network], pods: Collection[int]) -> set[int]:
     """The links by which packets to other nodes' addresses in `networks` leave. `pods`: this node's pods' links."""
+    if not networks:
+        return set()  # a node has thousands of routes
     bridges = {ifindex for ifindex, message in survey.links.items() if _kind(message) == "bridge"}
     inward = {*pods, *(survey.links[each].get_attr("IFLA_MASTER") for each in pods if each in survey.links)}
     usable = {ifindex for ifindex, message in survey.links.items() if _is_usable(message)} - inward
@@ -47,6 +49,8 @@ def leading_out(survey: Survey, networks: Collection[Network], pods: Collection[
 
 def own_addresses(survey: Survey, networks: Collection[Network]) -> set[Network]:
     """The host's own addresses in `networks`, as networks of one address."""
+    if not networks:
+        return set()
     local = {
         ip_network(message.get_attr("RTA_DST"))
         for messages in survey.routes.values()

@@ -13,7 +13,7 @@ from socket import if_nametoindex
 import pytest
 from pyroute2.iproute.linux import IPRoute
 
-from kproxy_ebpf.datapath.attach import Attacher, Method
+from kproxy_ebpf.datapath.attach import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.bpf import Link
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.links import PodLinks
@@ -331,3 +331,26 @@ def _program_ids(name: str, device: str, generation: Generation) -> set[int]:
     words = tc("filter", "show", "dev", device, "egress" if name.startswith("to_pod") else "ingress").splitlines()
     lines = [line for line in words if f"kproxy-ebpf/{name} " in line]
     return {int(line.split(" id ")[1].split()[0]) for line in lines}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_uplink_has_programs_of_its_own(generation: Generation, veth: int, method: Method) -> None:
+    """Each kind of link is another attacher's: neither touches what is the other's."""
+    ip("link add uplink0 type veth peer name wire0")
+    uplink = if_nametoindex("uplink0")
+    with Attacher(generation, method) as pods, Attacher(generation, method, AT_UPLINKS) as uplinks:
+        pods.attach(veth)
+        uplinks.attach(uplink)
+        assert (pods.attached(), uplinks.attached()) == ({veth: method}, {uplink: method})
+        hooks = {hook: tc("filter", "show", "dev", "uplink0", hook) for hook in ("ingress", "egress")}
+        if method is Method.CLSACT:
+            assert ("from_uplink_v6" in hooks["ingress"], "to_uplink_v6" in hooks["egress"]) == (True, True)
+        else:
+            assert pins(generation, uplink) == sorted(f"{name}_v{family}" for name in AT_UPLINKS for family in (4, 6))
+        pods.detach(uplink)
+        assert uplinks.attached() == {uplink: method}
+        uplinks.detach(veth)
+        assert pods.attached() == {veth: method}
+        pods.detach(veth)
+        uplinks.detach(uplink)
+        assert (pods.attached(), uplinks.attached()) == ({}, {})
