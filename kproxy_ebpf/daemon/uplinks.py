@@ -75,7 +75,7 @@ class Uplinks:
             return set()
         for network in sorted(wanted, key=str):
             if inside := [vip for vip in vips if vip.version == network.version and vip in network]:
-                problems.append(HOLDS_VIP.format(network, inside[0]))
+                problems.append(HOLDS_VIP.format(network, min(inside, key=int)))
                 wanted.remove(network)
         return wanted
 

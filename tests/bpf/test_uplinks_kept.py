@@ -114,7 +114,6 @@ def test_an_uplink_that_refuses_programs_is_not_told(kept):
 
 
 def test_networks_of_services_are_left_out_and_named(kept):
-    kept.place.node.datapath.add_frontend(VIP, [])
     services = {4: "10.96.0.0/12", 6: "fd00:96::/48"}[kept.place.family]
     kept.networks.append(ip_network(services))
     problem = kept.follow()
