@@ -13,7 +13,7 @@ from kproxy_ebpf.lab.crowd import Crowd
 from kproxy_ebpf.lab.traffic import Load, ask
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = in_worlds("tcx", "clsact")
+pytestmark = [in_worlds("tcx", "clsact"), pytest.mark.timeout(300)]  # each compiles two or three times
 
 CONNECTIONS, CALLERS = 500, 50  # for each family
 
