@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -13,6 +14,7 @@ from kproxy_ebpf.daemon import uplinks
 from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath import rtnetlink
 from kproxy_ebpf.datapath.attach import Method
+from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.cluster import ClusterTable, Network
 from kproxy_ebpf.datapath.pod_links import Kind
 from kproxy_ebpf.datapath.uplinks import UplinkTable
@@ -64,14 +66,20 @@ class Kept:
 
 
 @pytest.fixture
-def kept(uplink: Uplink) -> Kept:  # noqa: F811
-    with (
-        UplinkTable(uplink.node.generation) as table,
-        ClusterTable(uplink.node.generation, uplink.family) as cluster,
-    ):
-        table.remove(uplink.ifindex)
-        cluster.remove(cluster.read())
-    return Kept(uplink)
+def kept(uplink: Uplink) -> Iterator[Kept]:  # noqa: F811
+    """The tables are empty before and afterwards."""
+    forget(uplink)
+    yield Kept(uplink)
+    forget(uplink)
+
+
+def forget(uplink: Uplink) -> None:  # noqa: F811
+    for family in FAMILIES:
+        with ClusterTable(uplink.node.generation, family) as cluster:
+            cluster.remove(cluster.read())
+    with UplinkTable(uplink.node.generation) as table:
+        for ifindex in table.read():
+            table.remove(ifindex)
 
 
 def test_the_uplink_is_found_and_told_when_it_has_its_programs(kept):
