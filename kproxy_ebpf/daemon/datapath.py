@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,7 @@ from kproxy_ebpf.datapath.flows import live_connections, now_seconds
 from kproxy_ebpf.datapath.generation import Generation, ensure
 from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
 from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
-from kproxy_ebpf.datapath.pod_links import unrecord
+from kproxy_ebpf.datapath.pod_links import unrecorded
 from kproxy_ebpf.datapath.sweep import forget_all
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.services import Protocol
@@ -88,21 +89,12 @@ class Datapath:
     def switch(self, switches: Switches) -> None:
         """What new connections meet from now on; those that exist go on as they began.
 
-        What began the host's way while nobody noted it is looked for before the short cut is taken: no link is settled
-        when it is turned on. Nor is it then by a look that read conntrack too early for the packets that met the switch
-        still off, and were not noted: they are waited for. So this blocks for some milliseconds.
+        What began the host's way while nobody noted it is looked for before the short cut is taken. Blocks for some
+        milliseconds when that is turned on.
         """
         turns_on = Switches.REDIRECT in switches and Switches.REDIRECT not in self._live.switches()
-        if turns_on:
-            self._unrecord()
-        self._live.switch(switches)
-        if turns_on:
-            wait_for_packets_under_way()
-            self._unrecord()
-
-    def _unrecord(self) -> None:
-        for family in FAMILIES:
-            unrecord(self.generation, family)
+        with unrecorded(self.generation) if turns_on else nullcontext():
+            self._live.switch(switches)
 
     def offer_sockets(self) -> None:
         """Make what Switches.SOCKET needs, as far as it is to be had: see `sockets.problem`."""

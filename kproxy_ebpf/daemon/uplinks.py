@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 
 import structlog
 
@@ -10,8 +11,7 @@ from kproxy_ebpf.datapath.attach import Attacher
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.cluster import ClusterTable, Network, Places, PrefixSet, some_vips
 from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.kernel import wait_for_packets_under_way
-from kproxy_ebpf.datapath.pod_links import unrecord
+from kproxy_ebpf.datapath.pod_links import unrecorded
 from kproxy_ebpf.datapath.rtnetlink import Survey
 from kproxy_ebpf.datapath.uplinks import UplinkTable, leading_out, own_addresses
 from kproxy_ebpf.datapath.xfrm import has_policies
@@ -101,23 +101,17 @@ class Uplinks:
         """What has left by a new uplink before its programs were there was not noted: it is looked for in conntrack
         before they hand anything over.
         """
-        if is_new:
-            self._unrecord()
-        method = self._attacher.attach(ifindex)
+        with unrecorded(self._generation) if is_new else nullcontext():
+            method = self._attacher.attach(ifindex)
         assert self._carrying is not None  # noqa: S101 - `_keep` came before
         if is_new:
-            wait_for_packets_under_way()
-            self._unrecord()
             table.add(ifindex)
         if ifindex not in self._carrying:
             self._carrying.add(ifindex)
             log.info("programs attached to an uplink", ifindex=ifindex, method=str(method))
 
     def _tell(self, networks: set[Network], own: set[Network]) -> None:
-        """Which networks are the cluster's, the host's `own` addresses apart. A connection with one that is new may
-        have begun the host's way unnoticed, until the last packet that met the old table has been dealt with: it is
-        looked for in conntrack first.
-        """
+        """Which networks are the cluster's, the host's `own` addresses apart."""
         for family in FAMILIES:
             wanted = _of_family(networks, True, family) | _of_family(own, False, family)
             with ClusterTable(self._generation, family) as table:
@@ -125,17 +119,11 @@ class Uplinks:
                 changed = {place: is_pods for place, is_pods in wanted.items() if present.get(place) != is_pods}
                 gone = present.keys() - wanted.keys()
                 if changed or gone:
-                    unrecord(self._generation, family)
-                    table.write({place: is_pods for place, is_pods in changed.items() if not is_pods})
-                    table.remove(gone)
-                    table.write(changed)
-                    wait_for_packets_under_way()
-                    unrecord(self._generation, family)
+                    with unrecorded(self._generation, (family,)):
+                        table.write({place: is_pods for place, is_pods in changed.items() if not is_pods})
+                        table.remove(gone)
+                        table.write(changed)
             self._places[family] = wanted
-
-    def _unrecord(self) -> None:
-        for family in FAMILIES:
-            unrecord(self._generation, family)
 
 
 def _of_family(networks: Collection[Network], is_pods: bool, family: int) -> Places:

@@ -22,8 +22,10 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from kproxy_ebpf.datapath.arrays import MappedArray
+from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.contract import address_bytes, layouts
 from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.datapath.kernel import wait_for_packets_under_way
 
 _WORD = 4
 _WRAP = 1 << 32
@@ -159,7 +161,19 @@ class PodLinkTable:
         words[base] = ifindex
 
 
-def unrecord(generation: Generation, family: int) -> None:
-    """Connections of any pod may have begun the host's way unnoticed."""
-    with PodLinkTable(generation, family) as table:
-        table.unsettle(Kind.UNRECORDED)
+@contextmanager
+def unrecorded(generation: Generation, families: Iterable[int] = FAMILIES) -> Iterator[None]:
+    """The block lets the short cut take what it could not before: connections may have begun the host's way unnoticed,
+    up to the last packet that met what was before. No link is settled when that packet has been dealt with, be it by a
+    look that read conntrack too early for it, so they are looked for first. Blocks for some milliseconds.
+    """
+    _unrecord(generation, families)
+    yield
+    wait_for_packets_under_way()
+    _unrecord(generation, families)
+
+
+def _unrecord(generation: Generation, families: Iterable[int]) -> None:
+    for family in families:
+        with PodLinkTable(generation, family) as table:
+            table.unsettle(Kind.UNRECORDED)

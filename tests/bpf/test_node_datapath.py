@@ -11,8 +11,8 @@ from harness import Datapath as Programs
 from packets import BACKEND, CLIENT, VIP
 from test_tcp import CLOSED
 
-from kproxy_ebpf.daemon import datapath as module
 from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.datapath import pod_links
 from kproxy_ebpf.datapath.attach import Method
 from kproxy_ebpf.datapath.build import FAMILIES
 from kproxy_ebpf.datapath.contract import Switches
@@ -95,7 +95,7 @@ def test_a_look_while_redirect_is_turned_on_settles_nothing(
             settle(node)
 
     monkeypatch.setattr(LiveSettings, "switch", write_after_a_look)
-    monkeypatch.setattr(module, "wait_for_packets_under_way", wait)
+    monkeypatch.setattr(pod_links, "wait_for_packets_under_way", wait)
     node.switch(ON)
     assert waited == [ON]
     assert is_unsettled(node)
