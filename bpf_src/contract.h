@@ -220,7 +220,7 @@ struct peer {
 	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
 };
 
-/* What the iterator over `connections` writes of each socket. */
+/* What the iterators over a network namespace's sockets write of each that has something in `connections`. */
 struct listed_socket {
 	__u64 cookie;
 	__u32 backend_id;

@@ -10,6 +10,11 @@ BPF_TABLE_PINNED("hash", struct frontend_key, struct frontend, frontends, FRONTE
 		 BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("array", __u32, __u32, slots, SLOTS_MAX, FAMILY_PIN("slots"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct backend, backends, BACKENDS_MAX, FAMILY_PIN("backends"), BPF_F_MMAPABLE);
+/*
+ * By backend id, one more than its epoch when a socket was last led to it at connect(): the sockets of a backend that is gone
+ * need not be looked for where there has never been one.
+ */
+BPF_TABLE_PINNED("array", __u32, __u32, led, BACKENDS_MAX, FAMILY_PIN("led"), 0);
 BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, FLOWS_MAX, FAMILY_PIN("flows"), 0);
 BPF_TABLE_PINNED("lru_hash", struct affinity_key, struct affinity, affinity, AFFINITY_MAX, FAMILY_PIN("affinity"), 0);
 BPF_TABLE_PINNED("lpm_trie", struct source_range_key, __u32, source_ranges, SOURCE_RANGES_MAX,

@@ -223,6 +223,14 @@ static __always_inline int refuse(const struct tuple *tuple, enum verdict verdic
 #endif
 }
 
+static __always_inline void note_led(const struct peer *peer)
+{
+	__u32 *noted = led.lookup((__u32 *)&peer->backend_id);
+
+	if (noted && *noted != peer->epoch + 1)
+		*noted = peer->epoch + 1;
+}
+
 static __always_inline int on_connect(struct bpf_sock_addr *call, enum address_form form)
 {
 	struct bpf_sock *socket = call->sk;
@@ -248,6 +256,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *call, enum address_f
 	struct peer peer = peer_with(&tuple, choice.backend_id, now);
 	if (!peer.backend_id || !connections.sk_storage_get(socket, &peer, BPF_SK_STORAGE_GET_F_CREATE))
 		return PERMIT;
+	note_led(&peer);
 	lead_to_backend(call, form, &peer);
 	observe_call(&tuple, &peer, VERDICT_CONNECTED);
 	return PERMIT;
@@ -505,23 +514,20 @@ int getpeername_mapped(struct bpf_sock_addr *call)
 /* BCC declares it with half of its result. */
 static __u64 (*get_socket_cookie)(void *socket) = (void *)BPF_FUNC_get_socket_cookie;
 
-/* struct bpf_iter__bpf_sk_storage_map of the kernel. */
-struct storage_walk {
+/* The head of struct bpf_iter__tcp and of struct bpf_iter__udp of the kernel. */
+struct socket_walk {
 	struct {
 		void *seq_file;
 	} *meta;
-	void *map;
 	void *socket;
-	struct peer *value;
 };
 
-/* Read by the daemon, through a BPF iterator over `connections`: every socket that has something there, of any namespace. */
-int bpf_iter__bpf_sk_storage_map(struct storage_walk *walk)
+static __always_inline int list_socket(struct socket_walk *walk)
 {
 	void *socket = walk->socket;
-	const struct peer *peer = walk->value;
+	struct peer *peer = socket ? connections.sk_storage_get(socket, NULL, 0) : NULL;
 
-	if (!socket || !peer)
+	if (!peer)
 		return 0;
 	struct listed_socket listed = {
 		.cookie = get_socket_cookie(socket),
@@ -530,6 +536,17 @@ int bpf_iter__bpf_sk_storage_map(struct storage_walk *walk)
 	};
 	bpf_seq_write(walk->meta->seq_file, &listed, sizeof(listed));
 	return 0;
+}
+
+/* Read by the daemon, through BPF iterators: what was led to a backend in the network namespace where they are made. */
+int bpf_iter__tcp(struct socket_walk *walk)
+{
+	return list_socket(walk);
+}
+
+int bpf_iter__udp(struct socket_walk *walk)
+{
+	return list_socket(walk);
 }
 
 #endif

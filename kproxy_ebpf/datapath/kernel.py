@@ -52,7 +52,7 @@ def redirects() -> bool:
 
 
 def lists_sockets() -> bool:
-    """Whether a BPF iterator may list the sockets that have a storage, with their cookies."""
+    """Whether BPF iterators over sockets may look at their storages and cookies."""
     return kernel_version() >= (5, 12) and _BTF.exists()
 
 

@@ -56,19 +56,6 @@ class BatchOptions(ctypes.Structure):
     _fields_ = (("size", c_size_t), ("element_flags", c_uint64), ("flags", c_uint64))
 
 
-class LinkCreateOptions(ctypes.Structure):
-    """The head of struct bpf_link_create_opts for an iterator: `iter_info` points to its map's descriptor."""
-
-    _fields_ = (
-        ("size", c_size_t),
-        ("flags", c_uint32),
-        ("iter_info", POINTER(c_uint32)),
-        ("iter_info_size", c_uint32),
-        ("target_btf_id", c_uint32),
-        ("others", c_uint64 * 4),
-    )
-
-
 class TestRunOptions(ctypes.Structure):
     __test__ = False
     _fields_ = (

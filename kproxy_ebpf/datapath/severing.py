@@ -7,11 +7,11 @@ has left its Service.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from kproxy_ebpf.datapath import libbpf
 from kproxy_ebpf.datapath.bpf import Descriptor
 from kproxy_ebpf.datapath.codec import codec
-from kproxy_ebpf.datapath.contract import LISTING_PROGRAM
+from kproxy_ebpf.datapath.contract import LISTING_PROGRAMS
 from kproxy_ebpf.datapath.generation import Generation
 from kproxy_ebpf.datapath.netns import entered, other_namespaces
 from kproxy_ebpf.datapath.sock_diag import TARGETS_MAX, Found, SockDiag, Target
@@ -59,39 +59,53 @@ class Severing:
 
     def __init__(self, generation: Generation, family: int) -> None:
         self._family = family
-        self._connections = generation.map("connections", family)
         self._backends = generation.map("backends", family)
-        with generation.program(LISTING_PROGRAM, family) as program:
-            self._listing = _iterator(program.fd, self._connections.fd)
+        self._led = generation.map("led", family)
+        self._listings = [_iterator(generation, name, family) for name in LISTING_PROGRAMS]
 
     def sever(self, backend_ids: Collection[int] | None = None) -> int:
         """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
 
-        Blocks for milliseconds, in a thread. Namespaces and sockets that end meanwhile are passed over. Raises OSError.
+        Blocks for about a millisecond for each network namespace, in a thread, and not at all where no socket has ever
+        been led to these backends. Namespaces and sockets that end meanwhile are passed over. Raises OSError.
         """
-        doomed: dict[int, Lost] = {}
-        for cookie, backend_id, epoch in self._listed():
-            if backend_ids is None or backend_id in backend_ids:
-                lost = self._lost(backend_id, epoch, only_present=backend_ids is not None)
-                if lost is not None:
-                    doomed[cookie] = lost
-        if not doomed:
-            return 0
+        if backend_ids is not None:
+            backend_ids = {backend_id for backend_id in backend_ids if self._was_led_to(backend_id)}
+            if not backend_ids:
+                return 0
         targets = self._targets(backend_ids) if backend_ids else []
         namespaces = other_namespaces()
-        if not namespaces:
+        if backend_ids and not namespaces:
             raise FileNotFoundError(errno.ENOENT, "no pod's network namespace is to be seen, such as in /run/netns")
-        return sum(self._sever_in(namespace, doomed, targets) for namespace in namespaces)
+        return sum(self._sever_in(namespace, backend_ids, targets) for namespace in namespaces)
+
+    def learn(self) -> None:
+        """Note in `led` what the sockets tell: programs of a version without that map may have led them.
+
+        Blocks like `sever`. Raises OSError.
+        """
+        for namespace in other_namespaces():
+            with suppress(OSError):  # its pod has ended
+                for _, backend_id, epoch in self._listed(namespace):
+                    self._led.update(_U32.pack(backend_id), _led_in(epoch))
 
     def close(self) -> None:
-        for descriptor in (self._connections, self._backends, self._listing):
+        for descriptor in (self._backends, self._led, *self._listings):
             descriptor.close()
 
-    def _listed(self) -> Iterator[tuple[int, int, int]]:
-        """(cookie, backend id, epoch) of each socket in `connections`, of all network namespaces."""
-        with Descriptor(libbpf.call("bpf_iter_create", "connections", self._listing.fd), "connections") as reading:
-            while data := os.read(reading.fd, _READ_BYTES // _LISTED.size * _LISTED.size):
-                yield from _LISTED.iter_unpack(data)
+    def _was_led_to(self, backend_id: int) -> bool:
+        """Whether a socket has been led to this backend, be it one that has ended since."""
+        backend = self._backend(backend_id)
+        return backend is not None and self._led.lookup(_U32.pack(backend_id)) == _led_in(backend.epoch)
+
+    def _listed(self, namespace: Path) -> Iterator[tuple[int, int, int]]:
+        """(cookie, backend id, epoch) of each socket in `connections` that lives in a network namespace."""
+        for listing in self._listings:
+            with entered(namespace):
+                reading = Descriptor(libbpf.call("bpf_iter_create", "list of sockets", listing.fd), "list of sockets")
+            with reading:
+                while data := os.read(reading.fd, _READ_BYTES // _LISTED.size * _LISTED.size):
+                    yield from _LISTED.iter_unpack(data)
 
     def _lost(self, backend_id: int, epoch: int, *, only_present: bool) -> Lost | None:
         """What has become of a socket's backend; None where it serves. Another epoch: the id has been given away, so
@@ -115,8 +129,11 @@ class Severing:
         backends = filter(None, map(self._backend, backend_ids))
         return [(backend.address, backend.port) for backend in backends]
 
-    def _sever_in(self, namespace: Path, doomed: dict[int, Lost], targets: Sequence[Target]) -> int:
+    def _sever_in(self, namespace: Path, backend_ids: Collection[int] | None, targets: Sequence[Target]) -> int:
         try:
+            doomed = self._doomed(namespace, backend_ids)
+            if not doomed:
+                return 0
             with entered(namespace):
                 diag = SockDiag()
         except OSError:  # its pod has ended
@@ -130,16 +147,25 @@ class Severing:
                 if is_ended(found, doomed.get(found.cookie), ending)
             )
 
+    def _doomed(self, namespace: Path, backend_ids: Collection[int] | None) -> dict[int, Lost]:
+        """By cookie, what has become of the backend of each socket that may have to end."""
+        lost = {
+            cookie: self._lost(backend_id, epoch, only_present=backend_ids is not None)
+            for cookie, backend_id, epoch in self._listed(namespace)
+            if backend_ids is None or backend_id in backend_ids
+        }
+        return {cookie: each for cookie, each in lost.items() if each is not None}
 
-def _iterator(program_fd: int, map_fd: int) -> Descriptor:
-    """A link from which any number of walks through a map can be made."""
-    options = libbpf.LinkCreateOptions(
-        size=ctypes.sizeof(libbpf.LinkCreateOptions),
-        iter_info=ctypes.pointer(ctypes.c_uint32(map_fd)),
-        iter_info_size=_U32.size,
-    )
-    name = "iterator over connections"
-    return Descriptor(libbpf.call("bpf_link_create", name, program_fd, 0, _TRACE_ITER, ctypes.byref(options)), name)
+
+def _led_in(epoch: int) -> bytes:
+    """What `led` holds of a backend to which sockets were led in this epoch."""
+    return _U32.pack((epoch + 1) & 0xFFFFFFFF)
+
+
+def _iterator(generation: Generation, name: str, family: int) -> Descriptor:
+    """A link from which any number of walks through sockets can be made."""
+    with generation.program(name, family) as program:
+        return Descriptor(libbpf.call("bpf_link_create", name, program.fd, 0, _TRACE_ITER, None), name)
 
 
 def _destroy(diag: SockDiag, found: Found) -> bool:

@@ -20,7 +20,7 @@ from kproxy_ebpf.datapath.bpf import Map
 from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs
 from kproxy_ebpf.datapath.contract import (
     FAMILY_MAPS,
-    LISTING_PROGRAM,
+    LISTING_PROGRAMS,
     PROGRAMS,
     SCHEMA_BYTES,
     SHARED_MAPS,
@@ -34,6 +34,7 @@ from kproxy_ebpf.datapath.contract import (
 from kproxy_ebpf.datapath.generation import Generation, current, ensure
 from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.severing import Severing
 from kproxy_ebpf.datapath.source import Constants, source_folder
 from kproxy_ebpf.errors import BusyError, LoadError, NodeError
 from kproxy_ebpf.model.tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
@@ -113,7 +114,7 @@ def test_everything_is_pinned_and_adopted(bpffs: Path, small: Constants) -> None
     first = ensure(bpffs, small)
     assert not first.ready, "nothing has filled its tables"
     assert {pin.name for pin in (first.path / "programs").iterdir()} == {
-        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f], LISTING_PROGRAM)
+        f"{p}_v{f}" for f in FAMILIES for p in (*PROGRAMS, *SOCKET_PROGRAMS[f], *LISTING_PROGRAMS)
     }
     assert ids(first).keys() == {f"{m}_v{f}" for m in FAMILY_MAPS for f in FAMILIES} | set(SHARED_MAPS)
     assert current(bpffs) is None, "built, not yet in force"
@@ -145,6 +146,15 @@ def test_tail_calls_survive_the_child(bpffs: Path, small: Constants) -> None:
     assert answer.data[26:34] == vip + bytes((10, 0, 0, 9))
     assert answer.data[47] & 0x04, "a RST"
     tables.close()
+
+
+def test_a_kernel_that_refuses_to_list_sockets_gets_all_else(bpffs: Path, small: Constants, sources: Path) -> None:
+    """As one that is locked down does to every tracing program; here the verifier refuses a wrong one."""
+    change(sources, "return list_socket(walk);", "return list_socket(walk) + 2;", "socket.h")
+    generation = ensure(bpffs, small, sources)
+    assert generation.is_complete
+    with pytest.raises(OSError, match=next(iter(LISTING_PROGRAMS))):
+        Severing(generation, 4)
 
 
 def test_other_programs_take_the_maps_over(filled: Generation, bpffs: Path, small: Constants, sources: Path) -> None:

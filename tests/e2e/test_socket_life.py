@@ -154,6 +154,26 @@ def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
         until(lambda: aborted(datagrams), "the UDP socket to end")
 
 
+def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(world, form, protocol):
+    """Programs of a version that had no map of who has been led where."""
+    web1, web2, _ = world.webs
+    service, daemon, family = world.service([web1]), world.daemon, FORMS[form]
+    with connected(world, service, form, protocol) as handle:
+        daemon.stop()
+        numbers = [row["id"] for row in daemon.json("backends") if row["family"] == family]
+        with current(daemon.bpffs).map("led", family) as led:
+            for number in numbers:
+                led.update(struct.pack("=I", number), bytes(4))
+        daemon.start()
+        service.endpoints([*terminating(web1), web2])
+        until(
+            lambda: any(row["id"] not in numbers for row in daemon.json("backends") if row["family"] == family),
+            "web2 in the tables",
+        )
+        service.endpoints([web2])
+        until(lambda: aborted(handle), "the socket to end")
+
+
 def test_no_daemon_and_a_new_one_change_nothing_for_open_sockets(world, form, protocol):
     service = world.service(world.webs)
     peer = (vip_of(service, form), PORTS[protocol])
