@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import freshness, probe
 from bench.paths import BEST, IPTABLES, NFTABLES, PATHS
-from bench.population import HTTP, add_service, endpoint_slice, fill, vip
+from bench.population import HTTP, MANY_SERVICES, add_service, endpoint_slice, fill, vip
 from bench.proxies import OurProxy, Proxy, RealProxy, add_node_object, weight
 from bench.run import progress
 from bench.scale_report import FIRST_SYNC_SECONDS, Report, Result
@@ -144,7 +144,7 @@ class Scale:
 
 def main() -> None:
     wanted = options()
-    with Lab() as lab, ControlPlane(lab.net, lab.folder / "control-plane") as cluster:
+    with Lab() as lab, ControlPlane(lab.net, lab.folder / "control-plane", api_flags=MANY_SERVICES) as cluster:
         began = time.monotonic()
         fill(cluster, range(wanted.services), wanted.endpoints)
         seconds_to_fill = time.monotonic() - began

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import load, population
 from bench.load import URGENT
 from bench.paths import LOOPBACK, PATHS
-from bench.population import Port
+from bench.population import MANY_SERVICES, Port
 from bench.proxies import OurProxy, Proxy, RealProxy, add_node_object
 from kproxy_ebpf.lab import Lab, Namespace, Node, Pod
 from kproxy_ebpf.lab.control_plane import ControlPlane
@@ -267,5 +267,5 @@ def world() -> Iterator[World]:
     """An empty one; all is gone when the block ends."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
-        cluster = stack.enter_context(ControlPlane(lab.net, lab.folder / "control-plane"))
+        cluster = stack.enter_context(ControlPlane(lab.net, lab.folder / "control-plane", api_flags=MANY_SERVICES))
         yield World(lab, cluster, load.build())

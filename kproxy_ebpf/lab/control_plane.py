@@ -65,6 +65,7 @@ class ControlPlane:
     """A context manager. `place` is the namespace it lives in, `address` one of that namespace's own.
 
     `users` adds static tokens: a user's name and the groups it is in. "admin" (system:masters) is always there.
+    `api_flags` are further ones of kube-apiserver.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ControlPlane:
         address: str = OUTSIDE4,
         users: Mapping[str, Sequence[str]] | None = None,
         controllers: Iterable[str] = (),
+        api_flags: Iterable[str] = (),
     ) -> None:
         self.place = place
         self.folder = folder
@@ -82,6 +84,7 @@ class ControlPlane:
         self.url = f"https://{address}:{API_PORT}"
         self.programs = programs()
         self.controllers = ",".join(controllers)
+        self.api_flags = tuple(api_flags)
         self.users = {"admin": ("system:masters",), **(users or {})}
         self.tokens = {user: secrets.token_hex(16) for user in self.users}
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -179,7 +182,7 @@ class ControlPlane:
             *("--authorization-mode=RBAC", "--allow-privileged", "--disable-admission-plugins=ServiceAccount"),
             *("--service-account-issuer=https://kubernetes.default", f"--service-account-key-file={keys[1]}"),
             *(f"--service-account-signing-key-file={keys[0]}", f"--service-cluster-ip-range={SERVICE_CIDRS}"),
-            f"--token-auth-file={self._token_file()}",
+            *(f"--token-auth-file={self._token_file()}", *self.api_flags),
         )
         until(self._is_ready, f"{self.url}/readyz", seconds=START_SECONDS, pause=0.1)
 
