@@ -15,25 +15,36 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NamespaceGoneError(OSError):
+    """There is no such network namespace, or no more."""
+
+
 @contextmanager
 def entered(namespace: Path) -> Iterator[None]:
     """The calling thread is in that network namespace for the length of the block (never await inside it).
 
-    Raises OSError where it is gone, or is none.
+    Raises NamespaceGoneError.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(there)
-        finally:
-            os.close(there)
+        _enter(namespace)
         try:
             yield
         finally:
             _setns(home)
     finally:
         os.close(home)
+
+
+def _enter(namespace: Path) -> None:
+    try:
+        there = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _setns(there)
+        finally:
+            os.close(there)
+    except OSError as error:
+        raise NamespaceGoneError(error.errno, error.strerror, str(namespace)) from None
 
 
 def _setns(descriptor: int) -> None:

@@ -21,7 +21,7 @@ from kproxy_ebpf.datapath.bpf import Descriptor
 from kproxy_ebpf.datapath.codec import codec
 from kproxy_ebpf.datapath.contract import LISTING_PROGRAMS
 from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.netns import entered, other_namespaces
+from kproxy_ebpf.datapath.netns import NamespaceGoneError, entered, other_namespaces
 from kproxy_ebpf.datapath.sock_diag import TARGETS_MAX, Found, SockDiag, Target
 from kproxy_ebpf.model.tables import Backend, BackendState
 
@@ -66,8 +66,9 @@ class Severing:
     def sever(self, backend_ids: Collection[int] | None = None) -> int:
         """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
 
-        Blocks for about a millisecond for each network namespace, in a thread, and not at all where no socket has ever
-        been led to these backends. Namespaces and sockets that end meanwhile are passed over. Raises OSError.
+        Blocks in a thread, for some walks through the node's tables of sockets for each network namespace (about a
+        millisecond on a quiet node), and not at all where no socket has been led to these backends. Namespaces and
+        sockets that end meanwhile are passed over. Raises OSError.
         """
         if backend_ids is not None:
             backend_ids = {backend_id for backend_id in backend_ids if self._was_led_to(backend_id)}
@@ -80,14 +81,19 @@ class Severing:
         return sum(self._sever_in(namespace, backend_ids, targets) for namespace in namespaces)
 
     def learn(self) -> None:
-        """Note in `led` what the sockets tell: programs of a version without that map may have led them.
+        """Note in `led` which backends of now the sockets were led to: programs of a version without that map may have
+        led them.
 
         Blocks like `sever`. Raises OSError.
         """
+        led: set[tuple[int, int]] = set()
         for namespace in other_namespaces():
-            with suppress(OSError):  # its pod has ended
-                for _, backend_id, epoch in self._listed(namespace):
-                    self._led.update(_U32.pack(backend_id), _led_in(epoch))
+            with suppress(NamespaceGoneError):  # its pod has ended
+                led |= {(backend_id, epoch) for _, backend_id, epoch in self._listed(namespace)}
+        for backend_id, epoch in led:
+            backend = self._backend(backend_id)
+            if backend is not None and backend.epoch == epoch:
+                self._led.update(_U32.pack(backend_id), _led_in(epoch))
 
     def close(self) -> None:
         for descriptor in (self._backends, self._led, *self._listings):
@@ -136,7 +142,7 @@ class Severing:
                 return 0
             with entered(namespace):
                 diag = SockDiag()
-        except OSError:  # its pod has ended
+        except NamespaceGoneError:  # its pod has ended
             return 0
         with diag:
             return sum(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from contextlib import closing
+from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
 from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, datagrams_since, server_of, socket_of, vip_of
 from worlds import UDP_PORT, in_worlds
 
+from kproxy_ebpf.datapath.contract import layouts
 from kproxy_ebpf.datapath.generation import current
 from kproxy_ebpf.datapath.maps import ServiceMaps
 from kproxy_ebpf.lab.manifests import EndpointSpec
@@ -155,12 +156,14 @@ def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
 
 
 def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(world, form, protocol):
-    """Programs of a version that had no map of who has been led where."""
+    """Programs of a version that had no map of it. Other sockets were led to who had the backend's id before."""
     web1, web2, _ = world.webs
     service, daemon, family = world.service([web1]), world.daemon, FORMS[form]
-    with connected(world, service, form, protocol) as handle:
+    with connected(world, service, form, protocol) as handle, ExitStack() as others:
         daemon.stop()
         numbers = [row["id"] for row in daemon.json("backends") if row["family"] == family]
+        for _ in range(4):
+            led_before(daemon, family, others.enter_context(connected(world, service, form, protocol)))
         with current(daemon.bpffs).map("led", family) as led:
             for number in numbers:
                 led.update(struct.pack("=I", number), bytes(4))
@@ -172,6 +175,15 @@ def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(wor
         )
         service.endpoints([web2])
         until(lambda: aborted(handle), "the socket to end")
+
+
+def led_before(daemon, family, handle):
+    """Make this socket one that was led to its backend's id in the epoch before."""
+    key = struct.pack("=i", handle.fileno())
+    with current(daemon.bpffs).map("connections", family) as storage:
+        peer = layouts(family).Peer.from_buffer_copy(storage.lookup(key))
+        peer.epoch -= 1
+        storage.update(key, bytes(peer))
 
 
 def test_no_daemon_and_a_new_one_change_nothing_for_open_sockets(world, form, protocol):
