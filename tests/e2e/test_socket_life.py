@@ -162,8 +162,8 @@ def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(wor
     with connected(world, service, form, protocol) as handle, ExitStack() as others:
         daemon.stop()
         numbers = [row["id"] for row in daemon.json("backends") if row["family"] == family]
-        for _ in range(4):
-            led_before(daemon, family, others.enter_context(connected(world, service, form, protocol)))
+        for epochs in range(1, 9):
+            led_before(daemon, family, others.enter_context(connected(world, service, form, protocol)), epochs)
         with current(daemon.bpffs).map("led", family) as led:
             for number in numbers:
                 led.update(struct.pack("=I", number), bytes(4))
@@ -177,12 +177,12 @@ def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(wor
         until(lambda: aborted(handle), "the socket to end")
 
 
-def led_before(daemon, family, handle):
-    """Make this socket one that was led to its backend's id in the epoch before."""
+def led_before(daemon, family, handle, epochs):
+    """Make this socket one that was led to its backend's id so many epochs ago."""
     key = struct.pack("=i", handle.fileno())
     with current(daemon.bpffs).map("connections", family) as storage:
         peer = layouts(family).Peer.from_buffer_copy(storage.lookup(key))
-        peer.epoch -= 1
+        peer.epoch -= epochs
         storage.update(key, bytes(peer))
 
 
