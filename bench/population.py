@@ -24,8 +24,8 @@ class Port(NamedTuple):
 HTTP = {"http": Port(80, 8080)}
 FIRST_VIP = IPv4Address("10.96.1.0")
 FIRST_ENDPOINT = IPv4Address("10.128.0.1")  # nobody lives there
-# Its allocator of today counts all IPAddress objects, twice, for each Service made: 15,000 took 284 s and a processor,
-# ever more for each. The one before it (a bitmap) is still there in the emulation of 1.33: 50,000 in four minutes.
+# kube-apiserver's allocator of today counts every IPAddress twice for each Service made: 15,000 took 284 s and a
+# processor, ever more for each. The one before it (a bitmap) is there in the emulation of 1.33: 50,000 in four minutes.
 MANY_SERVICES = ("--emulated-version=1.33", "--feature-gates=MultiCIDRServiceAllocator=false,WatchList=true")
 CONNECTIONS = 8
 CHUNK = 50

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -18,8 +16,6 @@ from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.tables import BackendState
 
 log = structlog.get_logger(__name__)
-
-_Result = TypeVar("_Result")
 
 _LOST = (BackendState.LEFT, BackendState.GONE)
 
@@ -91,15 +87,15 @@ class Sockets:
                     await self._sever(family, lost)
 
     async def _sever(self, family: int, backend_ids: set[int] | None) -> None:
-        count = await self._in_thread(partial(self._severing[family].sever, backend_ids))
+        count = await self._in_thread(self._severing[family].sever, backend_ids)
         if count:
             log.info("sockets ended: their backends are gone", family=family, sockets=count)
 
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result | None:
+    async def _in_thread(self, work: Callable[..., int | None], *arguments: object) -> int | None:
         if not self.is_attached:
             return None
         try:
-            return await asyncio.to_thread(work)
+            return await asyncio.to_thread(work, *arguments)
         except OSError as error:
             log.warning("sockets whose backend is gone can't be ended", error=str(error))
             return None

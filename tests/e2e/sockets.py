@@ -71,12 +71,19 @@ def datagrams_since(world, seconds):
 
 def silent(world, handle, form, seconds):
     """As if this unconnected socket had neither sent nor received anything for so long."""
-    layout, key = entries(FORMS[form])["peers"][1], struct.pack("=i", handle.fileno())
-    with current(world.daemon.bpffs).map("peers", FORMS[form]) as storage:
-        known = layout.from_buffer_copy(storage.lookup(key))
+    with stored(world, handle, form, "peers") as known:
         for number in range(PEERS_MAX):
             getattr(known, f"peer{number}").last_used_seconds -= seconds
-        storage.update(key, bytes(known))
+
+
+@contextmanager
+def stored(world, handle, form, name):
+    """What a socket has in the map `connections` or `peers`, to be changed in the block."""
+    layout, key = entries(FORMS[form])[name][1], struct.pack("=i", handle.fileno())
+    with current(world.daemon.bpffs).map(name, FORMS[form]) as storage:
+        value = layout.from_buffer_copy(storage.lookup(key))
+        yield value
+        storage.update(key, bytes(value))
 
 
 @contextmanager

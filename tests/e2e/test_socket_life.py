@@ -7,10 +7,20 @@ from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
-from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, datagrams_since, server_of, socket_of, vip_of
+from sockets import (
+    FORMS,
+    PORTS,
+    asked,
+    asked_by_datagram,
+    connected,
+    datagrams_since,
+    server_of,
+    socket_of,
+    stored,
+    vip_of,
+)
 from worlds import UDP_PORT, in_worlds
 
-from kproxy_ebpf.datapath.contract import layouts
 from kproxy_ebpf.datapath.generation import current
 from kproxy_ebpf.datapath.maps import ServiceMaps
 from kproxy_ebpf.lab.manifests import EndpointSpec
@@ -163,7 +173,9 @@ def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(wor
         daemon.stop()
         numbers = [row["id"] for row in daemon.json("backends") if row["family"] == family]
         for epochs in range(1, 9):
-            led_before(daemon, family, others.enter_context(connected(world, service, form, protocol)), epochs)
+            other = others.enter_context(connected(world, service, form, protocol))
+            with stored(world, other, form, "connections") as peer:
+                peer.epoch -= epochs
         with current(daemon.bpffs).map("led", family) as led:
             for number in numbers:
                 led.update(struct.pack("=I", number), bytes(4))
@@ -175,15 +187,6 @@ def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(wor
         )
         service.endpoints([web2])
         until(lambda: aborted(handle), "the socket to end")
-
-
-def led_before(daemon, family, handle, epochs):
-    """Make this socket one that was led to its backend's id so many epochs ago."""
-    key = struct.pack("=i", handle.fileno())
-    with current(daemon.bpffs).map("connections", family) as storage:
-        peer = layouts(family).Peer.from_buffer_copy(storage.lookup(key))
-        peer.epoch -= epochs
-        storage.update(key, bytes(peer))
 
 
 def test_no_daemon_and_a_new_one_change_nothing_for_open_sockets(world, form, protocol):
