@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from kproxy_ebpf.datapath.bpf import Link
-from kproxy_ebpf.datapath.contract import Switches
-from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
-from kproxy_ebpf.datapath.source import Constants
+from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags, Switches
+from kproxy_ebpf.datapath.generations.generation import Generation, ensure
+from kproxy_ebpf.datapath.generations.sources import Constants
+from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
 from kproxy_ebpf.lab import Node, Pod
-from kproxy_ebpf.model.tables import Backend, BackendState, Frontend, FrontendFlags, FrontendKey, TableWrites
+from kproxy_ebpf.linux.bpf import Link
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, TableWrites
 
 VIP = IPv4Address("10.96.100.1")
 TCP, UDP = 6, 17

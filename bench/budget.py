@@ -18,11 +18,12 @@ from statistics import median
 from bench.bare import TCP, VIP, Bare, one_service
 from bench.plan import Plan
 from bench.run import Run, Step
-from kproxy_ebpf.datapath.bpf import Program
-from kproxy_ebpf.datapath.contract import Direction
-from kproxy_ebpf.datapath.flows import FlowTuple, flow_key
+from kproxy_ebpf.contract.layouts import Direction
+from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.frames import first_packet
 from kproxy_ebpf.lab import Lab
+from kproxy_ebpf.linux.bpf import Program
+from kproxy_ebpf.model.flows import FlowTuple
 
 REPEAT, TIMES, SINGLE_RUNS = 100_000, 7, 500
 CLIENT, STRANGER = IPv4Address("10.244.1.2").packed, IPv4Address("10.99.0.1").packed

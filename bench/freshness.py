@@ -22,11 +22,11 @@ from statistics import median
 from bench.population import HTTP, add_service, endpoint
 from bench.proxies import OurProxy
 from bench.run import Freshness
-from kproxy_ebpf.datapath.arrays import MappedArray
-from kproxy_ebpf.datapath.bpf import Map
-from kproxy_ebpf.datapath.contract import BackendState, layouts
+from kproxy_ebpf.contract.layouts import BackendState, layouts
+from kproxy_ebpf.datapath.maps.arrays import MappedArray
 from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
 from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.linux.bpf import Map
 
 SERVICES = 10
 RATE = 50

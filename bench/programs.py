@@ -16,7 +16,7 @@ from bench.rounds import ONE_CORE
 from bench.run import Cost, Run
 from bench.workloads import Echo
 from bench.world import Route, World
-from kproxy_ebpf.datapath.bpf import Program
+from kproxy_ebpf.linux.bpf import Program
 
 Counts = dict[str, tuple[int, int]]  # (runs, nanoseconds) by program
 SWITCH = Path("/proc/sys/kernel/bpf_stats_enabled")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.cli import node, questions, run, tables
+from kproxy_ebpf.cli import check, questions, run, tables
 from kproxy_ebpf.errors import KproxyError
 
 EXIT_CODES = """\b
@@ -32,7 +32,7 @@ def commands() -> None:
     """Kubernetes Services for pods, in tc-eBPF, beside kube-proxy."""
 
 
-for command in (*run.COMMANDS, *tables.COMMANDS, *questions.COMMANDS, *node.COMMANDS):
+for command in (*run.COMMANDS, *tables.COMMANDS, *questions.COMMANDS, *check.COMMANDS):
     commands.add_command(command)
 
 

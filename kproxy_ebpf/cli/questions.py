@@ -22,8 +22,8 @@ def explain(service: str, metrics_address: str, output: str) -> None:
     For each frontend: which endpoints pods of this node reach, by which rule, and which rule leaves each other one out.
     Asks the running daemon. Exit code 69: it does not answer; 66: it knows no such Service.
     """
-    from kproxy_ebpf.cli.asking import ask_explanation
-    from kproxy_ebpf.cli.explaining import EXPLAIN_COLUMNS, explanation_notes, explanation_rows
+    from kproxy_ebpf.cli.daemon_client import ask_explanation
+    from kproxy_ebpf.cli.explain import EXPLAIN_COLUMNS, explanation_notes, explanation_rows
 
     namespace, slash, name = service.partition("/")
     if not (namespace and slash and name) or "/" in name:
@@ -57,7 +57,7 @@ def trace(source: str, destination: str, bpffs: Path, metrics_address: str, outp
     trace 10.244.1.2 10.96.0.1:80/tcp, trace fd00:244:1::2 [fd00:96::1]:53/udp.
     """
     from kproxy_ebpf.cli.tables import generation_in_force, service_names
-    from kproxy_ebpf.cli.tracing import parse_packet, service_of, trace_lines, trace_report
+    from kproxy_ebpf.cli.trace import parse_packet, service_of, trace_lines, trace_report
     from kproxy_ebpf.datapath.trace import Tracer
     from kproxy_ebpf.model.services import family_of
 
@@ -75,8 +75,8 @@ def trace(source: str, destination: str, bpffs: Path, metrics_address: str, outp
 
 def _explained(traced: Any, service: str | None, metrics_address: str) -> Mapping[str, Any] | None:
     """What the daemon says of the frontend; None without a daemon, or where it has no word for it."""
-    from kproxy_ebpf.cli.asking import ask_explanation
-    from kproxy_ebpf.cli.tracing import explained_frontend
+    from kproxy_ebpf.cli.daemon_client import ask_explanation
+    from kproxy_ebpf.cli.trace import explained_frontend
 
     if service is None or service.startswith("#"):
         return None

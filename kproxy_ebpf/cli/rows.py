@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kproxy_ebpf.datapath.contract import FlowFlags
+from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, FlowFlags, FrontendFlags
+from kproxy_ebpf.model.service_tables import TableContents
 from kproxy_ebpf.model.services import Protocol, text_of
-from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags, TableContents
 
 if TYPE_CHECKING:
-    from kproxy_ebpf.datapath.flows import FlowRecord
+    from kproxy_ebpf.model.flows import FlowRecord
 
 SERVICE_COLUMNS = ("service", "vip", "port", "protocol", "backends", "verdict", "affinity")
 BACKEND_COLUMNS = ("service", "address", "port", "state", "ready", "local", "id")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kproxy_ebpf.cli.common import Command, bpffs_option, option
-from kproxy_ebpf.datapath.source import Constants
+from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.errors import UsageError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -24,8 +24,8 @@ from kproxy_ebpf.cli.rows import (
 from kproxy_ebpf.errors import KproxyError
 
 if TYPE_CHECKING:
-    from kproxy_ebpf.datapath.generation import Generation
-    from kproxy_ebpf.model.tables import TableContents
+    from kproxy_ebpf.datapath.generations.generation import Generation
+    from kproxy_ebpf.model.service_tables import TableContents
 
 FAMILIES = (4, 6)
 
@@ -40,7 +40,7 @@ class NothingPinnedError(KproxyError):
 
 def generation_in_force(bpffs: Path) -> Generation:
     """What is pinned in `bpffs`. Raises NothingPinnedError."""
-    from kproxy_ebpf.datapath.generation import current
+    from kproxy_ebpf.datapath.generations.generation import current
 
     generation = current(bpffs)
     if generation is None:
@@ -70,7 +70,7 @@ def backends(bpffs: Path, output: str) -> None:
 @option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N connections.")
 def flows(bpffs: Path, output: str, limit: int | None) -> None:
     """List the connections that are being translated."""
-    from kproxy_ebpf.datapath.flows import read_flows
+    from kproxy_ebpf.datapath.flows.records import read_flows
 
     generation = generation_in_force(bpffs)
     names = service_names(bpffs)
@@ -83,7 +83,7 @@ def flows(bpffs: Path, output: str, limit: int | None) -> None:
 @output_option
 def status(bpffs: Path, output: str) -> None:
     """Tell how this node is doing: daemon, tables, refused objects."""
-    from kproxy_ebpf.cli.report import node_report, report_lines
+    from kproxy_ebpf.cli.status import node_report, report_lines
 
     report = node_report(bpffs)
     if output == "json":
@@ -101,7 +101,7 @@ def service_names(bpffs: Path) -> Mapping[int, Names]:
 
 
 def _table_rows(bpffs: Path, rows: Callable[[int, TableContents, Names], Iterator[Row]]) -> Iterator[Row]:
-    from kproxy_ebpf.datapath.maps import ServiceMaps
+    from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 
     generation = generation_in_force(bpffs)
     names = service_names(bpffs)

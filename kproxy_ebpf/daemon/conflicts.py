@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import structlog
 
 from kproxy_ebpf.model.services import Protocol, Service, ServiceName, text_of
-from kproxy_ebpf.plan.claims import Conflict
+from kproxy_ebpf.plan.services.claims import Conflict
 
 log = structlog.get_logger(__name__)
 

@@ -18,18 +18,18 @@ import uvloop
 from kproxy_ebpf import __version__
 from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.backlog import Backlog
-from kproxy_ebpf.daemon.cluster import Cluster, connected
+from kproxy_ebpf.daemon.cluster_source import Cluster, connected
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
-from kproxy_ebpf.daemon.observer import Reports, full_sentence
+from kproxy_ebpf.daemon.flows import keep_room
+from kproxy_ebpf.daemon.modes import Pods
 from kproxy_ebpf.daemon.options import Options
-from kproxy_ebpf.daemon.pods import Pods
-from kproxy_ebpf.daemon.room import keep_room
+from kproxy_ebpf.daemon.reports import Reports, full_sentence
 from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
-from kproxy_ebpf.datapath.bpffs import NodeLock
+from kproxy_ebpf.datapath.generations.bpffs import NodeLock
 from kproxy_ebpf.kube.source import Source
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
@@ -37,8 +37,8 @@ from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving
 from kproxy_ebpf.observe.state import state_dir
-from kproxy_ebpf.plan.services import PlanSettings
-from kproxy_ebpf.reconcile import Reconciler
+from kproxy_ebpf.plan.services.plan import PlanSettings
+from kproxy_ebpf.reconcile.services import Reconciler
 
 log = structlog.get_logger(__name__)
 

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import structlog
 
+from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
-from kproxy_ebpf.datapath.adopt import adopted, insert, release
-from kproxy_ebpf.datapath.attach import AT_UPLINKS, Attacher, Method
-from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.conntrack import Tracked, tracked
-from kproxy_ebpf.datapath.contract import Switches
-from kproxy_ebpf.datapath.flows import live_connections, now_seconds
-from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.kernel import require_kernel, wait_for_packets_under_way
-from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
-from kproxy_ebpf.datapath.pod_links import unrecorded
-from kproxy_ebpf.datapath.sweep import forget_all
+from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
+from kproxy_ebpf.datapath.flows.host_udp import adopted, insert, release
+from kproxy_ebpf.datapath.flows.records import live_connections, now_seconds
+from kproxy_ebpf.datapath.flows.sweep import forget_all
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation, ensure
+from kproxy_ebpf.datapath.maps.pod_links import unrecorded
+from kproxy_ebpf.datapath.maps.service_tables import Counters, LiveSettings, Occupancy, ServiceMaps, Ways
 from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.linux.kernel import require_kernel, wait_for_packets_under_way
+from kproxy_ebpf.linux.nf_conntrack import Tracked, tracked
+from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import Protocol
-from kproxy_ebpf.model.tables import TableWrites
 from kproxy_ebpf.observe.metrics import DatapathReading
-from kproxy_ebpf.plan.tables import Capacities, Tables
+from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 log = structlog.get_logger(__name__)
 

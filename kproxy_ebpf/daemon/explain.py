@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from kproxy_ebpf.contract.layouts import FrontendFlags
 from kproxy_ebpf.model.services import Node, Protocol, ServiceName, SourceRange, text_of
-from kproxy_ebpf.model.tables import FrontendFlags
-from kproxy_ebpf.plan.endpoints import Target
-from kproxy_ebpf.plan.explain import ExplainedEndpoint, ExplainedFrontend, Explanation, LeftOut, State, explain
-from kproxy_ebpf.reconcile import Reconciler
+from kproxy_ebpf.plan.services.endpoints import Target
+from kproxy_ebpf.plan.services.explain import ExplainedEndpoint, ExplainedFrontend, Explanation, LeftOut, State, explain
+from kproxy_ebpf.reconcile.services import Reconciler
 
 Answer = tuple[int, dict[str, Any]]
 """HTTP status and JSON body."""

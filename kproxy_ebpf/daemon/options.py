@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kproxy_ebpf.datapath.source import Constants
+from kproxy_ebpf.datapath.generations.sources import Constants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

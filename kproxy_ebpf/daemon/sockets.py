@@ -8,12 +8,12 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.severing import Severing
+from kproxy_ebpf.contract.layouts import BackendState
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.sockets.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
+from kproxy_ebpf.datapath.sockets.terminate import Severing
 from kproxy_ebpf.errors import NodeError
-from kproxy_ebpf.model.tables import BackendState
 
 log = structlog.get_logger(__name__)
 

@@ -7,15 +7,15 @@ from contextlib import nullcontext
 
 import structlog
 
-from kproxy_ebpf.datapath.attach import Attacher
-from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.cluster import ClusterTable, Network, Places, PrefixSet, some_vips
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.pod_links import unrecorded
-from kproxy_ebpf.datapath.rtnetlink import Survey
-from kproxy_ebpf.datapath.uplinks import UplinkTable, leading_out, own_addresses
-from kproxy_ebpf.datapath.xfrm import has_policies
+from kproxy_ebpf.datapath.attach.tc import Attacher
+from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable, Network, Places, PrefixSet, some_vips
+from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable, leading_out, own_addresses
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.errors import MapFullError, NodeError
+from kproxy_ebpf.linux.rtnetlink import Survey
+from kproxy_ebpf.linux.xfrm import has_policies
 from kproxy_ebpf.observe.health import Health
 
 log = structlog.get_logger(__name__)

@@ -19,17 +19,18 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
-from kproxy_ebpf.datapath.arrays import Slots
-from kproxy_ebpf.datapath.bpf import TestRun
-from kproxy_ebpf.datapath.codec import codec, unpack_frontend_values
-from kproxy_ebpf.datapath.contract import Affinity, Direction, FlowFlags, Pod, Verdict
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, flow_key, flow_record, now_seconds
+from kproxy_ebpf.contract.layouts import Affinity, Direction, FlowFlags, FrontendFlags, Pod, Verdict
+from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, now_seconds
 from kproxy_ebpf.datapath.frames import Answer, answer_of, first_packet, tuple_of
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.maps import Counters
-from kproxy_ebpf.datapath.pod_links import PodLinkTable
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.arrays import Slots
+from kproxy_ebpf.datapath.maps.packing import codec, unpack_frontend_values
+from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable
+from kproxy_ebpf.datapath.maps.service_tables import Counters
 from kproxy_ebpf.errors import BusyError, UsageError
-from kproxy_ebpf.model.tables import Backend, Frontend, FrontendFlags, FrontendKey, SourceRangeKey
+from kproxy_ebpf.linux.bpf import TestRun
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 
 _U32 = struct.Struct("=I")
 _NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC

@@ -20,7 +20,7 @@ from watchfiles import awatch
 from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube.addresses import Refusal
 from kproxy_ebpf.kube.documents import SUFFIXES, Document, UnreadableFileError, read_documents
-from kproxy_ebpf.kube.parse import DEFAULT_NAMESPACE, parse_node, parse_service, parse_slice
+from kproxy_ebpf.kube.kinds.common import DEFAULT_NAMESPACE, parse_node, parse_service, parse_slice
 from kproxy_ebpf.model.services import EndpointSlice, Node, Service
 from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Removed, Synced, Upserted
 

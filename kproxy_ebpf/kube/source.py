@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from kproxy_ebpf.kube import parse, wire
+from kproxy_ebpf.kube import wire
 from kproxy_ebpf.kube.addresses import Refusal
+from kproxy_ebpf.kube.kinds import common
 from kproxy_ebpf.kube.reflector import Emit, Reflector, Requests, Timing
 from kproxy_ebpf.kube.stream import Change, Resource
 from kproxy_ebpf.model.services import EndpointSlice, Node, Service
@@ -36,9 +37,9 @@ class Source(Protocol):
 
 def services(proxy_name: str = "") -> Resource[Service]:
     """With a proxy name of our own the server can't select ("no label or ours"), so kube/parse.py does."""
-    selector = () if proxy_name else (("labelSelector", f"!{parse.LABEL_PROXY_NAME}"),)
+    selector = () if proxy_name else (("labelSelector", f"!{common.LABEL_PROXY_NAME}"),)
     return Resource(
-        "/api/v1/services", wire.ServiceObject, lambda obj: parse.service_of(obj, proxy_name), query=selector
+        "/api/v1/services", wire.ServiceObject, lambda obj: common.service_of(obj, proxy_name), query=selector
     )
 
 
@@ -46,8 +47,8 @@ def slices() -> Resource[EndpointSlice]:
     return Resource(
         "/apis/discovery.k8s.io/v1/endpointslices",
         wire.SliceObject,
-        parse.slice_of,
-        query=(("labelSelector", f"!{parse.LABEL_HEADLESS}"),),
+        common.slice_of,
+        query=(("labelSelector", f"!{common.LABEL_HEADLESS}"),),
     )
 
 
@@ -56,14 +57,14 @@ def node(name: str) -> Resource[Node]:
     return Resource(
         "/api/v1/nodes",
         wire.NodeObject,
-        parse.node_of,
+        common.node_of,
         query=(("fieldSelector", f"metadata.name={name}"),),
         optional=True,
     )
 
 
 class ApiSource:
-    """The API server as a Source: Services, EndpointSlices and the own Node. `proxy_name`: see parse.parse_service."""
+    """The API server as a Source: Services, EndpointSlices and the own Node. `proxy_name`: see common.parse_service."""
 
     def __init__(self, client: Requests, node_name: str, proxy_name: str = "", *, timing: Timing | None = None) -> None:
         self._client, self._timing = client, timing
@@ -102,7 +103,7 @@ class ConfigMapSource:
         resource = Resource(
             f"/api/v1/namespaces/{namespace}/configmaps",
             wire.ConfigMapObject,
-            parse.config_map_of,
+            common.config_map_of,
             query=(("fieldSelector", f"metadata.name={name}"),),
         )
         self._emit: Callable[[dict[str, str] | None], None] = lambda _: None

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from kproxy_ebpf.datapath.cgroup import find_cgroup
+from kproxy_ebpf.datapath.sockets.cgroup import find_cgroup
 from kproxy_ebpf.lab.wait import until
 
 Result = TypeVar("Result")

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from kproxy_ebpf.datapath.netns import entered
 from kproxy_ebpf.lab.cgroups import NodeCgroup
+from kproxy_ebpf.linux.netns import entered
 
 RUN_NETNS = Path("/run/netns")
 SIOCETHTOOL = 0x8946

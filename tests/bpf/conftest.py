@@ -10,10 +10,10 @@ import pytest
 from harness import Datapath
 from packets import BACKEND, VIP, VIP_B
 
-from kproxy_ebpf.datapath.bpf import Descriptor
-from kproxy_ebpf.datapath.bpffs import root
-from kproxy_ebpf.datapath.generation import Generation, ensure, remove_all
-from kproxy_ebpf.datapath.source import Constants
+from kproxy_ebpf.datapath.generations.bpffs import root
+from kproxy_ebpf.datapath.generations.generation import Generation, ensure, remove_all
+from kproxy_ebpf.datapath.generations.sources import Constants
+from kproxy_ebpf.linux.bpf import Descriptor
 
 SMALL = Constants(
     frontends_max=1024,

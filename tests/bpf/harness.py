@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 from packets import Endpoint, Host, Packet
 from scapy.layers.l2 import Ether
 
-from kproxy_ebpf.datapath.bpf import Map, Program, TestRun
-from kproxy_ebpf.datapath.contract import (
+from kproxy_ebpf.contract.layouts import (
     BackendState,
     Counter,
     Direction,
@@ -23,8 +22,9 @@ from kproxy_ebpf.datapath.contract import (
     Verdict,
     layouts,
 )
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.libbpf import possible_cpus
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.linux.bpf import Map, Program, TestRun
+from kproxy_ebpf.linux.libbpf import possible_cpus
 
 NEXT, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}

@@ -9,15 +9,15 @@ import pytest
 from harness import FROM_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, HOST_MAC, OUTSIDE, VIP, VIP_B, Endpoint, udp
 
-from kproxy_ebpf.daemon.room import sweep_and_settle
-from kproxy_ebpf.datapath.adopt import adopted, insert, release
-from kproxy_ebpf.datapath.conntrack import Tracked
-from kproxy_ebpf.datapath.contract import Direction, Switches, Verdict
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.maps import ServiceMaps
-from kproxy_ebpf.datapath.pod_links import Kind, LinkFacts, PodLinkTable
-from kproxy_ebpf.model.tables import TableContents
+from kproxy_ebpf.contract.layouts import Direction, Switches, Verdict
+from kproxy_ebpf.daemon.flows import sweep_and_settle
+from kproxy_ebpf.datapath.flows.host_udp import adopted, insert, release
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
+from kproxy_ebpf.linux.nf_conntrack import Tracked
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.model.service_tables import TableContents
 
 LO = 1  # where test runs come from
 STAYS, BALANCES = Switches.TC | Switches.UDP_STAYS, Switches.TC
@@ -147,6 +147,6 @@ def test_a_flow_whose_port_is_used_again_meanwhile_stays(
     datapath.play(said(verdict=Verdict.BALANCED))
     stale = replace(next(adopted(family, contents, [tracked(family)])), backend_id=0)
     stale = replace(stale, to=replace(stale.to, destination=VIP.host.packed(family), destination_port=VIP.port))
-    monkeypatch.setattr("kproxy_ebpf.datapath.adopt.live_connections", lambda *_: [stale])
+    monkeypatch.setattr("kproxy_ebpf.datapath.flows.host_udp.live_connections", lambda *_: [stale])
     release(generation, family, contents.frontends, [])
     datapath.play(said())

@@ -13,12 +13,12 @@ from socket import if_nametoindex
 import pytest
 from pyroute2.iproute.linux import IPRoute
 
-from kproxy_ebpf.datapath.attach import AT_UPLINKS, Attacher, Method
-from kproxy_ebpf.datapath.bpf import Link
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.links import PodLinks
-from kproxy_ebpf.datapath.netns import entered
+from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
+from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.lab.netns import RUN_NETNS
+from kproxy_ebpf.linux.bpf import Link
+from kproxy_ebpf.linux.netns import entered
 
 PROGRAMS = ("from_pod_v4", "from_pod_v6", "to_pod_v4", "to_pod_v6")
 METHODS = [Method.TCX, Method.CLSACT]
@@ -307,7 +307,7 @@ async def test_a_failure_is_told_and_tried_again(netns: str, generation: Generat
 
 
 async def test_lost_messages_are_made_up_for(attacher: Attacher, netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kproxy_ebpf.datapath.rtnetlink._HEARING_BYTES", 0)  # the kernel's least
+    monkeypatch.setattr("kproxy_ebpf.linux.rtnetlink._HEARING_BYTES", 0)  # the kernel's least
     links = PodLinks(attacher, lambda name: name == "veth-last")
     async with watching(links):
         ip(*(f"link add dump{i} type bridge" for i in range(60)), "link add veth-last type veth peer name peer")

@@ -7,7 +7,7 @@ from harness import FROM_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, VIP, reset, tcp
 from test_tcp import CLOSED, OPENED, SYN, SYN_AGAIN, received, sent
 
-from kproxy_ebpf.datapath.contract import BackendState, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, Verdict
 
 DATA = sent("PA", b"data")
 

@@ -10,7 +10,7 @@ from packets import BACKEND, BACKEND_B, CLIENT, OUTSIDE, VIP, Endpoint, Host, tc
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
-from kproxy_ebpf.datapath.contract import BackendState, FrontendFlags, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags, Verdict
 
 OTHER_CLIENT = Endpoint(Host("10.1.0.3", "fd00:1::3"), 40000)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from kproxy_ebpf.datapath.contract import EventsLevel, Settings, Verdict
-from kproxy_ebpf.datapath.events import EventStream, VerdictEvent
-from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.contract.layouts import EventsLevel, Settings, Verdict
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.events import EventStream, VerdictEvent
 
 MALFORMED = bytes(12) + b"\x08\0" + bytes((0x45, *bytes(7), 64, 6, *bytes(10)))
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from packets import BACKEND, BACKEND_B, CLIENT, VIP, VIP_B, Endpoint
 
-from kproxy_ebpf.datapath.bpf import ARRAY, LRU_HASH, Map
-from kproxy_ebpf.datapath.contract import SCHEMA_BYTES, Direction, FlowFlags, FlowState, layouts, pinned_name
-from kproxy_ebpf.datapath.flow_passage import FlowPassage
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, flow_key, flow_record, flow_value, now_seconds
-from kproxy_ebpf.datapath.layout import own_layouts, write_layouts
+from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Direction, FlowFlags, FlowState, layouts
+from kproxy_ebpf.contract.maps import pinned_name
+from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, flow_value, now_seconds
+from kproxy_ebpf.datapath.generations.migrate_flows import FlowPassage
+from kproxy_ebpf.datapath.generations.schema import own_layouts, write_layouts
+from kproxy_ebpf.linux.bpf import ARRAY, LRU_HASH, Map
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
 
 NEW, ESTABLISHED, CLOSING, CLOSED = FlowState
 NOW = now_seconds()

@@ -32,7 +32,7 @@ from packets import (
 )
 from scapy.layers.sctp import SCTPChunkInit
 
-from kproxy_ebpf.datapath.contract import BackendState, Direction, FrontendFlags, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, Direction, FrontendFlags, Verdict
 
 PACKETS_PER_SEED = 2500
 EMPTY, DROPPING, LOST = VIP.on(81), VIP.on(82), VIP.on(83)

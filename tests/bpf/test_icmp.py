@@ -30,7 +30,7 @@ from packets import (
 )
 from test_tcp import OPENED
 
-from kproxy_ebpf.datapath.contract import Verdict
+from kproxy_ebpf.contract.layouts import Verdict
 
 KINDS = pytest.mark.parametrize("kind", [TOO_BIG, TIME_EXCEEDED, PORT_UNREACHABLE], ids=["size", "time", "port"])
 QUOTED = pytest.mark.parametrize("quoted", [8, 20, None])

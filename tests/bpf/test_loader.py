@@ -16,28 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.bpf import Map
-from kproxy_ebpf.datapath.bpffs import NodeLock, is_bpffs
-from kproxy_ebpf.datapath.contract import (
-    FAMILY_MAPS,
-    LISTING_PROGRAMS,
-    PROGRAMS,
-    SCHEMA_BYTES,
-    SHARED_MAPS,
-    SOCKET_PROGRAMS,
-    PredecessorIndex,
-    Switches,
-    entries,
-    layouts,
-    pinned_name,
-)
-from kproxy_ebpf.datapath.generation import Generation, current, ensure
-from kproxy_ebpf.datapath.layout import own_layouts, read_layouts, write_layouts
-from kproxy_ebpf.datapath.maps import LiveSettings, ServiceMaps
-from kproxy_ebpf.datapath.severing import Severing
-from kproxy_ebpf.datapath.source import Constants, source_folder
+from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Switches, layouts
+from kproxy_ebpf.contract.maps import FAMILY_MAPS, SHARED_MAPS, entries, pinned_name
+from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
+from kproxy_ebpf.datapath.generations.bpffs import NodeLock, is_bpffs
+from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
+from kproxy_ebpf.datapath.generations.schema import own_layouts, read_layouts, write_layouts
+from kproxy_ebpf.datapath.generations.sources import Constants, source_folder
+from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.sockets.terminate import Severing
 from kproxy_ebpf.errors import BusyError, LoadError, NodeError
-from kproxy_ebpf.model.tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
+from kproxy_ebpf.linux.bpf import Map
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
 
 FAMILIES = (4, 6)
 WRITES = TableWrites(
@@ -383,7 +373,7 @@ def test_flows_that_can_not_be_read_stay_with_their_programs(
     assert not second.path.exists()
     third.retire_aged()
     assert filled.is_complete
-    monkeypatch.setattr("kproxy_ebpf.datapath.generation.KEPT_SECONDS", 0)
+    monkeypatch.setattr("kproxy_ebpf.datapath.generations.generation.KEPT_SECONDS", 0)
     third.retire_aged()
     assert not filled.path.exists()
     assert predecessors(third) == []
@@ -461,8 +451,9 @@ def test_leftovers_of_a_killed_build(filled: Generation, bpffs: Path, small: Con
 
 def test_a_build_killed_midway(bpffs: Path, small: Constants, tmp_path: Path) -> None:
     """Its child dies with it, and what it left does not disturb the next."""
-    script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generation import ensure\n"
-    script += "from kproxy_ebpf.datapath.source import Constants; ensure(Path(sys.argv[1]), Constants(flows_max=1024))"
+    script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generations.generation import ensure\n"
+    script += "from kproxy_ebpf.datapath.generations.sources import Constants\n"
+    script += "ensure(Path(sys.argv[1]), Constants(flows_max=1024))"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     builder = subprocess.Popen([sys.executable, "-c", script, str(bpffs)], env=environment)
     children = Path(f"/proc/{builder.pid}/task/{builder.pid}/children")
@@ -526,7 +517,7 @@ def test_no_place_for_bpffs(tmp_path: Path) -> None:
 
 
 def test_two_daemons_on_one_node(bpffs: Path) -> None:
-    script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.bpffs import NodeLock\n"
+    script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generations.bpffs import NodeLock\n"
     script += "NodeLock(Path(sys.argv[1])).acquire()"
     other = [sys.executable, "-c", script, str(bpffs)]
     with NodeLock(bpffs):

@@ -7,34 +7,28 @@ from typing import Any
 
 import pytest
 
-from kproxy_ebpf.datapath.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
-from kproxy_ebpf.datapath.contract import (
+from kproxy_ebpf.contract.layouts import (
+    BackendFlags,
+    BackendState,
     Direction,
     EventsLevel,
     FlowFlags,
     FlowState,
+    FrontendFlags,
     Settings,
     Switches,
     Verdict,
     layouts,
 )
-from kproxy_ebpf.datapath.flows import FlowTuple, read_flows
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.libbpf import call
-from kproxy_ebpf.datapath.maps import Counters, LiveSettings, Occupancy, ServiceMaps
+from kproxy_ebpf.datapath.flows.records import read_flows
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.service_tables import Counters, LiveSettings, Occupancy, ServiceMaps
 from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.linux.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
+from kproxy_ebpf.linux.libbpf import call
+from kproxy_ebpf.model.flows import FlowTuple
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableContents, TableWrites
 from kproxy_ebpf.model.services import packed
-from kproxy_ebpf.model.tables import (
-    Backend,
-    BackendFlags,
-    BackendState,
-    Frontend,
-    FrontendFlags,
-    FrontendKey,
-    SourceRangeKey,
-    TableContents,
-    TableWrites,
-)
 
 HASH, ARRAY, LPM = 1, 2, 11
 ADDRESSES = {4: ("10.96.0.10", "10.244.1.7", "10.0.0.0"), 6: ("fd00:96::a", "fd00:244:1::7", "fd00::")}
@@ -330,7 +324,7 @@ def test_maps_without_batches_are_walked_one_by_one(monkeypatch: pytest.MonkeyPa
     with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
         lpm.update(u32(32) + b"abcd", u32(1))
         lpm.update(u32(16) + b"ab\0\0", u32(2))
-        monkeypatch.setattr("kproxy_ebpf.datapath.bpf.call", refuse)
+        monkeypatch.setattr("kproxy_ebpf.linux.bpf.call", refuse)
         assert dict(lpm.items()) == {u32(32) + b"abcd": u32(1), u32(16) + b"ab\0\0": u32(2)}
         assert lpm.count() == 2
 

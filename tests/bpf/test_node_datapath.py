@@ -11,15 +11,15 @@ from harness import Datapath as Programs
 from packets import BACKEND, CLIENT, VIP
 from test_tcp import CLOSED
 
+from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon.datapath import Datapath
-from kproxy_ebpf.datapath import pod_links
-from kproxy_ebpf.datapath.attach import Method
-from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.contract import Switches
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.maps import LiveSettings
-from kproxy_ebpf.datapath.pod_links import Kind, LinkFacts, PodLinkTable
-from kproxy_ebpf.plan.tables import Capacities
+from kproxy_ebpf.datapath.attach.tc import Method
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps import pod_links
+from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.plan.tables.services import Capacities
 
 LINK = 7
 ON = Switches.TC | Switches.REDIRECT

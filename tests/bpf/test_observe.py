@@ -8,9 +8,9 @@ import pytest
 from harness import FROM_POD, PROTOCOLS, TO_POD, Datapath
 from packets import BACKEND, CLIENT, OUTSIDE, ROUTER, TOO_BIG, VIP, Packet, icmp_error, tcp, udp
 
-from kproxy_ebpf.datapath.contract import Direction, EventsLevel, Verdict
-from kproxy_ebpf.datapath.events import EventStream, VerdictEvent
-from kproxy_ebpf.datapath.generation import Generation
+from kproxy_ebpf.contract.layouts import Direction, EventsLevel, Verdict
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.events import EventStream, VerdictEvent
 
 ROUND: tuple[tuple[Direction, Packet], ...] = (
     (FROM_POD, tcp(CLIENT, VIP, "S")),

@@ -8,7 +8,7 @@ import pytest
 from harness import FROM_POD, REDIRECT, Datapath
 from packets import BACKEND, CLIENT, PORT_UNREACHABLE, VIP, Packet, icmp_error, longest, reset, tcp, udp
 
-from kproxy_ebpf.datapath.contract import BackendState, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, Verdict
 
 GSO_SIZE_OFFSET, SK_BUFF_BYTES = 176, 192  # of struct __sk_buff
 GSO = struct.pack("=I", 1000).rjust(GSO_SIZE_OFFSET + 4, b"\0").ljust(SK_BUFF_BYTES, b"\0")

@@ -10,7 +10,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet as Layer
 
-from kproxy_ebpf.datapath.contract import Direction, Switches, Verdict
+from kproxy_ebpf.contract.layouts import Direction, Switches, Verdict
 
 BOTH_HOOKS = pytest.mark.parametrize("hook", [FROM_POD, TO_POD], ids=["from_pod", "to_pod"])
 

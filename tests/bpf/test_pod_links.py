@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kproxy_ebpf.datapath.bpf import ARRAY, Map
-from kproxy_ebpf.datapath.contract import layouts, pinned_name
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.contract.layouts import layouts
+from kproxy_ebpf.contract.maps import pinned_name
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.linux.bpf import ARRAY, Map
 
 LINK, OTHER, PLACES = 3, 4, 64
 MMAPABLE = 1 << 10

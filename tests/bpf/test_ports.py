@@ -20,7 +20,7 @@ from packets import (
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTPChunkAbort, SCTPChunkData, SCTPChunkInit, SCTPChunkInitAck
 
-from kproxy_ebpf.datapath.contract import FlowFlags, FlowState, Verdict
+from kproxy_ebpf.contract.layouts import FlowFlags, FlowState, Verdict
 
 FIRST = Step(FROM_POD, tcp(CLIENT, VIP, "S"), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S"))
 FIRST_ANSWER = Step(TO_POD, tcp(BACKEND, CLIENT, "SA"), Verdict.REVERSED, tcp(VIP, CLIENT, "SA"))

@@ -10,9 +10,9 @@ from harness import FROM_POD, TO_POD, Datapath, Step
 from packets import BACKEND, CLIENT, TOO_BIG, VIP, icmp_error, tcp, udp
 from test_tcp import CLOSED, OPENED, SYN, received, sent
 
-from kproxy_ebpf.datapath.contract import Verdict
-from kproxy_ebpf.datapath.generation import Generation, ensure
-from kproxy_ebpf.datapath.source import Constants
+from kproxy_ebpf.contract.layouts import Verdict
+from kproxy_ebpf.datapath.generations.generation import Generation, ensure
+from kproxy_ebpf.datapath.generations.sources import Constants
 
 OTHER = CLIENT.on(40001)
 DATA = (sent("PA", b"to"), received("PA", b"fro"), sent("A"))

@@ -21,7 +21,7 @@ from packets import (
 )
 from scapy.layers.sctp import SCTPChunkInit
 
-from kproxy_ebpf.datapath.contract import BackendState, FrontendFlags, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags, Verdict
 
 UNDEFINED = VIP.on(81)
 BETWEEN: list[Between | None] = [None, router_alert, longest]

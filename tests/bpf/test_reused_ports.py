@@ -8,7 +8,7 @@ from packets import BACKEND, CLIENT, VIP, VIP_B, Endpoint, tcp, udp
 from scapy.layers.l2 import Ether
 from test_tcp import CLOSED, OPENED, SYN, SYN_ACK, received, sent
 
-from kproxy_ebpf.datapath.contract import BackendState, FlowFlags, FlowState, Switches, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, FlowFlags, FlowState, Switches, Verdict
 
 OFF = Meanwhile(lambda dp: dp.set_live(switches=0))
 ON = Meanwhile(lambda dp: dp.set_live(switches=Switches.TC))

@@ -7,9 +7,9 @@ from harness import FROM_POD, TO_POD, Datapath, Step
 from packets import BACKEND, CLIENT, VIP, tcp
 from test_tcp import OPENED, received, sent
 
-from kproxy_ebpf.datapath.contract import FlowState, Verdict
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.sweep import is_over, sweep
+from kproxy_ebpf.contract.layouts import FlowState, Verdict
+from kproxy_ebpf.datapath.flows.sweep import is_over, sweep
+from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.model.services import Protocol
 
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP

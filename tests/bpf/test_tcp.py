@@ -6,7 +6,7 @@ import pytest
 from harness import FROM_POD, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, OUTSIDE, VIP, Between, longest, router_alert, tcp
 
-from kproxy_ebpf.datapath.contract import BackendState, FlowFlags, FlowState, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, FlowFlags, FlowState, Verdict
 
 SYN = Step(FROM_POD, tcp(CLIENT, VIP, "S", seq=100), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S", seq=100))
 SYN_AGAIN = Step(FROM_POD, SYN.packet, Verdict.TRANSLATED, SYN.becomes)

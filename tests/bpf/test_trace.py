@@ -9,11 +9,11 @@ import pytest
 from harness import FROM_POD, PROTOCOLS, TO_POD, Datapath, now_seconds
 from packets import BACKEND, BACKEND_B, CLIENT, OUTSIDE, VIP, VIP_B, Endpoint, tcp
 
-from kproxy_ebpf.datapath.contract import Affinity, BackendState, FrontendFlags, Verdict
-from kproxy_ebpf.datapath.flows import FlowTuple
+from kproxy_ebpf.contract.layouts import Affinity, BackendState, FrontendFlags, Verdict
 from kproxy_ebpf.datapath.frames import Answer
 from kproxy_ebpf.datapath.trace import Trace, Tracer
 from kproxy_ebpf.errors import UsageError
+from kproxy_ebpf.model.flows import FlowTuple
 
 ANY_PORT = CLIENT.on(0)
 

@@ -7,7 +7,7 @@ from harness import FROM_POD, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, VIP, Between, longest, router_alert, udp
 from scapy.layers.inet import UDP
 
-from kproxy_ebpf.datapath.contract import BackendState, FlowState, Switches, Verdict
+from kproxy_ebpf.contract.layouts import BackendState, FlowState, Switches, Verdict
 
 FIRST = Step(FROM_POD, udp(CLIENT, VIP), Verdict.BALANCED, udp(CLIENT, BACKEND))
 REQUEST = Step(FROM_POD, udp(CLIENT, VIP), Verdict.TRANSLATED, udp(CLIENT, BACKEND))

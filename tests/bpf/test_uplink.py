@@ -38,12 +38,13 @@ from test_way import (  # noqa: F401  # `node` is a fixture
     with_hop_limit,
 )
 
-from kproxy_ebpf.datapath.cluster import ClusterTable
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, Verdict, Way
-from kproxy_ebpf.datapath.flows import FlowTuple, flow_key
-from kproxy_ebpf.datapath.maps import Ways
-from kproxy_ebpf.datapath.pod_links import Kind
-from kproxy_ebpf.datapath.uplinks import UplinkTable
+from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Verdict, Way
+from kproxy_ebpf.datapath.flows.records import flow_key
+from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
+from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
+from kproxy_ebpf.datapath.maps.pod_links import Kind
+from kproxy_ebpf.datapath.maps.service_tables import Ways
+from kproxy_ebpf.model.flows import FlowTuple
 
 REMOTE = Endpoint(Host("10.1.9.2", "fd00:1:9::2"), 8080)
 NOWHERE = Endpoint(Host("10.1.8.2", "fd00:1:8::2"), 8080)

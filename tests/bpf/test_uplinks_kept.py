@@ -12,12 +12,12 @@ from test_way import LO, node  # noqa: F401  # a fixture
 
 from kproxy_ebpf.daemon import uplinks
 from kproxy_ebpf.daemon.uplinks import Uplinks
-from kproxy_ebpf.datapath import rtnetlink
-from kproxy_ebpf.datapath.attach import Method
-from kproxy_ebpf.datapath.build import FAMILIES
-from kproxy_ebpf.datapath.cluster import ClusterTable, Network
-from kproxy_ebpf.datapath.pod_links import Kind
-from kproxy_ebpf.datapath.uplinks import UplinkTable
+from kproxy_ebpf.datapath.attach.tc import Method
+from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable, Network
+from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.maps.pod_links import Kind
+from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.observe.health import Health
 
 

@@ -31,15 +31,16 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTPChunkInit
 
-from kproxy_ebpf.datapath.cluster import PrefixSet
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, Switches, Verdict, Way
-from kproxy_ebpf.datapath.flows import FlowTuple, flow_key
-from kproxy_ebpf.datapath.generation import Generation
-from kproxy_ebpf.datapath.host_flows import look
-from kproxy_ebpf.datapath.maps import Ways
-from kproxy_ebpf.datapath.netns import entered
-from kproxy_ebpf.datapath.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Switches, Verdict, Way
+from kproxy_ebpf.datapath.flows.records import flow_key
+from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
+from kproxy_ebpf.datapath.forwarding.host_flows import look
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.lab.netns import RUN_NETNS
+from kproxy_ebpf.linux.netns import entered
+from kproxy_ebpf.model.flows import FlowTuple
 
 LO = 1  # where test runs come from
 ROUTER_MAC, SERVER_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:0b"

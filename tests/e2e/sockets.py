@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 from worlds import TCP_PORT, UDP_PORT
 
-from kproxy_ebpf.datapath.contract import PEERS_MAX, entries
-from kproxy_ebpf.datapath.generation import current
-from kproxy_ebpf.datapath.maps import LiveSettings
+from kproxy_ebpf.contract.layouts import PEERS_MAX
+from kproxy_ebpf.contract.maps import entries
+from kproxy_ebpf.datapath.generations.generation import current
+from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
 from kproxy_ebpf.lab.traffic import KINDS, ask, family_of, read_answer
 from kproxy_ebpf.model.services import Protocol
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.cgroup import find_cgroup
+from kproxy_ebpf.datapath.sockets.cgroup import find_cgroup
 from kproxy_ebpf.lab import Cni, Lab, Namespace, registry
 from kproxy_ebpf.lab.cluster import OUTSIDE4, OUTSIDE6
 from kproxy_ebpf.lab.traffic import BLOCK, EchoServer, ask, opened, transfer

@@ -21,13 +21,14 @@ from sockets import (
 )
 from worlds import UDP_PORT, in_worlds
 
-from kproxy_ebpf.datapath.generation import current
-from kproxy_ebpf.datapath.maps import ServiceMaps
+from kproxy_ebpf.contract.layouts import BackendState
+from kproxy_ebpf.datapath.generations.generation import current
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import ask, echo
 from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import Protocol
-from kproxy_ebpf.model.tables import BackendState, TableWrites
 
 pytestmark = in_worlds("hybrid")
 

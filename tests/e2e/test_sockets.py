@@ -26,9 +26,9 @@ from sockets import (
 )
 from worlds import TCP_PORT, UDP_PORT, in_worlds
 
-from kproxy_ebpf.datapath.contract import Settings
-from kproxy_ebpf.datapath.flows import now_seconds
-from kproxy_ebpf.datapath.generation import current
+from kproxy_ebpf.contract.layouts import Settings
+from kproxy_ebpf.datapath.flows.records import now_seconds
+from kproxy_ebpf.datapath.generations.generation import current
 from kproxy_ebpf.lab.daemon import COMMAND
 from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer

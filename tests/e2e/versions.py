@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import kproxy_ebpf
-from kproxy_ebpf.datapath.source import source_folder
+from kproxy_ebpf.datapath.generations.sources import source_folder
 
 Edit = tuple[str, str, str]
 """A file, a text in it, and what stands there in the other version."""
@@ -16,14 +16,14 @@ CODE: list[Edit] = [("bpf_src/pod.c", "if (!is_ours(skb))", "if (!skb->len || !i
 # Programs are swapped link by link: the time between two of them is long enough for connections to begin.
 SLOW: list[Edit] = [
     (
-        "kproxy_ebpf/datapath/attach.py",
+        "kproxy_ebpf/datapath/attach/tc.py",
         "            try:\n                if method is Method.TCX:\n",
         "            __import__('time').sleep(0.5)\n            try:\n                if method is Method.TCX:\n",
     ),
 ]
 
 FIELD = "bpf_src/contract.h"
-TWIN = "kproxy_ebpf/datapath/contract.py"
+TWIN = "kproxy_ebpf/contract/maps.py"
 
 # A new field in flows, affinity and frontends, and two fields of a flow in the other order.
 SCHEMA: list[Edit] = [
@@ -60,11 +60,11 @@ SCHEMA: list[Edit] = [
         "class Frontend(Structure):\n    _fields_ = (",
         'class Frontend(Structure):\n    _fields_ = (("upgraded", c_uint32),',
     ),
-    ("kproxy_ebpf/datapath/codec.py", 'Struct("=5I")', 'Struct("=4x5I")'),
-    ("kproxy_ebpf/datapath/flows.py", "=IIIIBBxxI", "=4xIIIIBBxxI"),
-    ("kproxy_ebpf/datapath/flows.py", "backend_id, epoch, seen", "epoch, backend_id, seen"),
-    ("kproxy_ebpf/datapath/flows.py", "(flow.backend_id, flow.epoch,", "(flow.epoch, flow.backend_id,"),
-    ("kproxy_ebpf/datapath/sweep.py", "xB3x8xI", "xB3x12xI"),
+    ("kproxy_ebpf/datapath/maps/packing.py", 'Struct("=5I")', 'Struct("=4x5I")'),
+    ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=4xIIIIBBxxI"),
+    ("kproxy_ebpf/datapath/flows/records.py", "backend_id, epoch, seen", "epoch, backend_id, seen"),
+    ("kproxy_ebpf/datapath/flows/records.py", "(flow.backend_id, flow.epoch,", "(flow.epoch, flow.backend_id,"),
+    ("kproxy_ebpf/datapath/flows/sweep.py", "xB3x8xI", "xB3x12xI"),
 ]
 
 # A field of a flow in another size: its entries can't be carried over.
@@ -75,7 +75,7 @@ OTHER_SIZE: list[Edit] = [
         '            ("flags", c_uint8),\n            ("pad", c_uint16),\n            ("created',
         '            ("pad", c_uint8),\n            ("flags", c_uint16),\n            ("created',
     ),
-    ("kproxy_ebpf/datapath/flows.py", "=IIIIBBxxI", "=IIIIBxHI"),
+    ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=IIIIBxHI"),
 ]
 
 

@@ -15,23 +15,23 @@ from click.testing import CliRunner
 from kproxy_ebpf import cli
 from kproxy_ebpf.cli import tables
 from kproxy_ebpf.cli.common import show
-from kproxy_ebpf.cli.monitoring import event_line, event_row
-from kproxy_ebpf.cli.report import report_lines
+from kproxy_ebpf.cli.monitor import event_line, event_row
 from kproxy_ebpf.cli.rows import backend_rows, flow_rows, service_rows
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Verdict
-from kproxy_ebpf.datapath.events import VerdictEvent
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple
-from kproxy_ebpf.errors import BusyError
-from kproxy_ebpf.model.services import packed
-from kproxy_ebpf.model.tables import (
-    Backend,
+from kproxy_ebpf.cli.status import report_lines
+from kproxy_ebpf.contract.layouts import (
     BackendFlags,
     BackendState,
-    Frontend,
+    Direction,
+    FlowFlags,
+    FlowState,
     FrontendFlags,
-    FrontendKey,
-    TableContents,
+    Verdict,
 )
+from kproxy_ebpf.datapath.maps.events import VerdictEvent
+from kproxy_ebpf.errors import BusyError
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, TableContents
+from kproxy_ebpf.model.services import packed
 
 HEAVY = ("bcc", "kubernetes_asyncio", "aiohttp", "pydantic", "pyroute2", "prometheus_client", "uvloop", "tabulate")
 

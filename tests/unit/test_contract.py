@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath import contract
-from kproxy_ebpf.datapath.source import source_folder
+from kproxy_ebpf.contract import layouts as contract
+from kproxy_ebpf.contract import maps, programs
+from kproxy_ebpf.datapath.generations.sources import source_folder
 
 SOURCES = source_folder()
 HEADERS = ("contract.h", "programs.h")
@@ -35,8 +36,8 @@ ENUMS: dict[str, tuple[type[IntEnum], str]] = {
     "events_level": (contract.EventsLevel, "EVENTS_"),
     "way": (contract.Way, "WAY_"),
     "settings_switches": (contract.Switches, "SWITCH_"),  # type: ignore[dict-item]
-    "tail_program": (contract.ProgramIndex, "PROGRAM_"),
-    "predecessor_program": (contract.PredecessorIndex, "PREDECESSOR_"),
+    "tail_program": (programs.ProgramIndex, "PROGRAM_"),
+    "predecessor_program": (programs.PredecessorIndex, "PREDECESSOR_"),
 }
 
 
@@ -124,8 +125,9 @@ def test_enums(name: str, folder: Path) -> None:
 
 def test_no_enum_is_python_only() -> None:
     assert ENUMS.keys() == C_ENUMS.keys()
-    known = {twin for twin, _ in ENUMS.values()} | {contract.CgroupHook}  # that one is the kernel's
-    assert {value for value in vars(contract).values() if _is_enum(value)} == known
+    known = {twin for twin, _ in ENUMS.values()} | {programs.CgroupHook}  # that one is the kernel's
+    declared = [*vars(contract).values(), *vars(programs).values()]
+    assert {value for value in declared if _is_enum(value)} == known
 
 
 def test_schema(folder: Path) -> None:
@@ -134,22 +136,22 @@ def test_schema(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_entries_are_described_of_all_maps_but_those_that_stay_with_their_programs(family: int) -> None:
-    maps = {*contract.FAMILY_MAPS, *contract.SHARED_MAPS}
-    assert maps - contract.entries(family).keys() == {"programs", "predecessor", "schema"}
+    every = {*maps.FAMILY_MAPS, *maps.SHARED_MAPS}
+    assert every - maps.entries(family).keys() == {"programs", "predecessor", "schema"}
 
 
 def test_programs_and_maps_are_those_of_the_sources() -> None:
     text = _COMMENT.sub("", "".join((SOURCES / name).read_text() for name in ("pod.c", "uplink.h")))
-    assert re.findall(r"^int (\w+)\(struct __sk_buff \*\w+\)$", text, re.MULTILINE) == list(contract.PROGRAMS)
+    assert re.findall(r"^int (\w+)\(struct __sk_buff \*\w+\)$", text, re.MULTILINE) == list(programs.PROGRAMS)
     text = _COMMENT.sub("", (SOURCES / "socket.h").read_text())
     names = re.findall(r"^int (\w+)\(struct bpf_sock_addr \*\w+\)$", text, re.MULTILINE)
-    assert set(names) == set(contract.SOCKET_PROGRAMS[4])
-    assert {name for name in names if not name.endswith("_mapped")} == set(contract.SOCKET_PROGRAMS[6])
-    assert set(re.findall(r"^SOCKET_STORAGE\((\w+),", text, re.MULTILINE)) == set(contract.STORAGES)
+    assert set(names) == set(programs.SOCKET_PROGRAMS[4])
+    assert {name for name in names if not name.endswith("_mapped")} == set(programs.SOCKET_PROGRAMS[6])
+    assert set(re.findall(r"^SOCKET_STORAGE\((\w+),", text, re.MULTILINE)) == set(maps.STORAGES)
     pins = (SOURCES / "maps.h").read_text()
-    assert set(re.findall(r'FAMILY_PIN\("(\w+)"\)', pins)) == set(contract.FAMILY_MAPS) - set(contract.STORAGES)
-    assert set(re.findall(r'SHARED_PIN\("(\w+)"\)', pins)) == set(contract.SHARED_MAPS)
-    assert {index.name.lower() for index in contract.ProgramIndex} <= set(contract.PROGRAMS)
+    assert set(re.findall(r'FAMILY_PIN\("(\w+)"\)', pins)) == set(maps.FAMILY_MAPS) - set(maps.STORAGES)
+    assert set(re.findall(r'SHARED_PIN\("(\w+)"\)', pins)) == set(maps.SHARED_MAPS)
+    assert {index.name.lower() for index in programs.ProgramIndex} <= set(programs.PROGRAMS)
 
 
 def _is_structure(value: object) -> bool:

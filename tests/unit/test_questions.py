@@ -15,15 +15,16 @@ from click.testing import CliRunner, Result
 from prometheus_client import CollectorRegistry
 
 from kproxy_ebpf import cli
-from kproxy_ebpf.cli.asking import NoAnswerError, UnknownServiceError, ask_explanation
-from kproxy_ebpf.cli.explaining import explanation_notes, explanation_rows
-from kproxy_ebpf.cli.tracing import explained_frontend, parse_packet, service_of, trace_lines, trace_report
+from kproxy_ebpf.cli.daemon_client import NoAnswerError, UnknownServiceError, ask_explanation
+from kproxy_ebpf.cli.explain import explanation_notes, explanation_rows
+from kproxy_ebpf.cli.trace import explained_frontend, parse_packet, service_of, trace_lines, trace_report
+from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, Direction, FrontendFlags, Verdict
 from kproxy_ebpf.daemon.explain import Explainer, plain
-from kproxy_ebpf.datapath.contract import Direction, Verdict
-from kproxy_ebpf.datapath.flows import FlowTuple
 from kproxy_ebpf.datapath.frames import Answer
 from kproxy_ebpf.datapath.trace import Trace
 from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.model.flows import FlowTuple
+from kproxy_ebpf.model.service_tables import Backend, Frontend
 from kproxy_ebpf.model.services import (
     Endpoint,
     EndpointSlice,
@@ -37,11 +38,10 @@ from kproxy_ebpf.model.services import (
     source_range,
 )
 from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Snapshot, Upserted
-from kproxy_ebpf.model.tables import Backend, BackendFlags, BackendState, Frontend, FrontendFlags
 from kproxy_ebpf.observe import server
-from kproxy_ebpf.plan.claims import Conflict
-from kproxy_ebpf.plan.explain import explain
-from kproxy_ebpf.plan.services import PlanSettings
+from kproxy_ebpf.plan.services.claims import Conflict
+from kproxy_ebpf.plan.services.explain import explain
+from kproxy_ebpf.plan.services.plan import PlanSettings
 
 NODE = Node("here", zone="near")
 NAME = ServiceName("shop", "web")

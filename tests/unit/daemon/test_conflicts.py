@@ -3,12 +3,12 @@
 import pytest
 import structlog.testing
 
-from kproxy_ebpf.daemon.cluster import Cluster
+from kproxy_ebpf.daemon.cluster_source import Cluster
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
-from kproxy_ebpf.kube.events import About
+from kproxy_ebpf.kube.recorder import About
+from kproxy_ebpf.model.service_tables import FrontendKey
 from kproxy_ebpf.model.services import Protocol, Service, ServiceName, packed
-from kproxy_ebpf.model.tables import FrontendKey
-from kproxy_ebpf.plan.claims import Conflict
+from kproxy_ebpf.plan.services.claims import Conflict
 
 OLD, NEW = ServiceName("default", "old"), ServiceName("shop", "new")
 SERVICES = {NEW: Service(NEW, (), (), uid="u-1"), OLD: Service(OLD, (), ())}

@@ -5,14 +5,14 @@ from collections import Counter
 import pytest
 import structlog.testing
 
-from kproxy_ebpf.daemon.observer import Reports, full_sentence, write_counts
+from kproxy_ebpf.daemon.reports import Reports, full_sentence, write_counts
 from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, ServiceName
 from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Upserted
-from kproxy_ebpf.model.tables import Frontend, FrontendKey, TableWrites
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
-from kproxy_ebpf.reconcile import Sync
+from kproxy_ebpf.reconcile.services import Sync
 
 WEB = ServiceName("default", "web")
 BAD = ObjectRef(Kind.SERVICE, "default", "bad")

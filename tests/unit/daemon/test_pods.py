@@ -9,11 +9,12 @@ from unittest.mock import Mock
 import pytest
 
 from kproxy_ebpf.config import SettingsKeeper, parse_settings
-from kproxy_ebpf.daemon import pods
-from kproxy_ebpf.daemon.pods import Pods, switches_of
-from kproxy_ebpf.datapath.contract import Direction, FlowFlags, FlowState, Switches
-from kproxy_ebpf.datapath.flows import FlowRecord, FlowTuple, is_live
+from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState, Switches
+from kproxy_ebpf.daemon import modes
+from kproxy_ebpf.daemon.modes import Pods, switches_of
+from kproxy_ebpf.datapath.flows.records import is_live
 from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
@@ -78,7 +79,7 @@ def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -
 async def test_a_kernel_that_can_not_redirect_is_told_of(
     datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pods, "redirects", lambda: False)
+    monkeypatch.setattr(modes, "redirects", lambda: False)
     health = Health(60)
     made, keeper = pods_with("tc", datapath, health)
     keeper.offer(lambda: {"mode": "tc", "forwarding": "redirect"})
@@ -153,7 +154,7 @@ def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapa
 async def test_mode_off_keeps_programs_until_the_last_flow_ends(
     datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pods, "DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr(modes, "DRAIN_SECONDS", 0.01)
     subject, keeper = pods_with("hybrid", datapath)
 
     async def scenario() -> None:
@@ -262,7 +263,7 @@ async def test_connections_are_looked_up_once_packets_are_redirected(
     datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settings alone are too early: what begins before the switch is turned on is not noted."""
-    monkeypatch.setattr(pods, "redirects", lambda: True)
+    monkeypatch.setattr(modes, "redirects", lambda: True)
     subject, keeper = pods_with("off", datapath)
     looks: list[bool] = []
     monkeypatch.setattr(subject.short_cut, "stir", lambda: looks.append(subject.short_cut._is_on()))

@@ -1,7 +1,7 @@
 import pytest
 
-from kproxy_ebpf.daemon.room import crowded
-from kproxy_ebpf.datapath.sweep import Swept
+from kproxy_ebpf.daemon.flows import crowded
+from kproxy_ebpf.datapath.flows.sweep import Swept
 
 
 @pytest.mark.parametrize(

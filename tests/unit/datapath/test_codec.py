@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy_ebpf.datapath.codec import codec
-from kproxy_ebpf.datapath.contract import address_bytes, layouts
-from kproxy_ebpf.model.tables import Backend, Frontend, FrontendKey, SourceRangeKey
+from kproxy_ebpf.contract.layouts import address_bytes, layouts
+from kproxy_ebpf.datapath.maps.packing import codec
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 
 U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
 FAMILIES = st.sampled_from([4, 6])

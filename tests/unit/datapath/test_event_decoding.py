@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy_ebpf.datapath.contract import Direction, Event, Verdict
-from kproxy_ebpf.datapath.events import VerdictEvent, decode_event
+from kproxy_ebpf.contract.layouts import Direction, Event, Verdict
+from kproxy_ebpf.datapath.maps.events import VerdictEvent, decode_event
 
 
 @pytest.mark.parametrize(("family", "size"), [(4, 4), (6, 16)])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy_ebpf.datapath.contract import entries
-from kproxy_ebpf.datapath.layout import Conversion, Entry, Fields, own_layouts
+from kproxy_ebpf.contract.maps import entries
+from kproxy_ebpf.datapath.generations.schema import Conversion, Entry, Fields, own_layouts
 
 SIZES = {"a": 1, "b": 2, "c": 4, "d": 8, "e": 16}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from kproxy_ebpf.datapath import rtnetlink
-from kproxy_ebpf.datapath.attach import Method
-from kproxy_ebpf.datapath.links import PodLinks
+from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.attach.tc import Method
+from kproxy_ebpf.linux import rtnetlink
 
 
 class FakeAttacher:

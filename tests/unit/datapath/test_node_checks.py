@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath import node
+from kproxy_ebpf.datapath import checks
 from kproxy_ebpf.errors import NodeError
 
 
 def test_this_node() -> None:
-    checks = {check.name: check for check in node.check_node()}
-    assert all(check.detail for check in checks.values())
-    assert all(check.ok for check in checks.values() if check.required)
-    assert list(checks)[:2] == ["root", "kernel"]
+    found = {check.name: check for check in checks.check_node()}
+    assert all(check.detail for check in found.values())
+    assert all(check.ok for check in found.values() if check.required)
+    assert list(found)[:2] == ["root", "kernel"]
 
 
 def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert not {check.name: check.ok for check in node.check_node()}["root"]
+    assert not {check.name: check.ok for check in checks.check_node()}["root"]
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ def test_not_root(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, kernel: bool, tcx: bool, redirect: bool) -> None:
-    version = node.kernel_version(release)
-    monkeypatch.setattr(node, "kernel_version", lambda: version)
-    checks = {check.name: check for check in node.check_node()}
-    assert (checks["kernel"].ok, checks["tcx"].ok, checks["redirect"].ok) == (kernel, tcx, redirect)
-    assert not checks["tcx"].required
+    version = checks.kernel_version(release)
+    monkeypatch.setattr(checks, "kernel_version", lambda: version)
+    found = {check.name: check for check in checks.check_node()}
+    assert (found["kernel"].ok, found["tcx"].ok, found["redirect"].ok) == (kernel, tcx, redirect)
+    assert not found["tcx"].required
 
 
 def refuse() -> bool:
@@ -47,8 +47,8 @@ def refuse() -> bool:
     ("answer", "detail"), [(lambda: True, "the host has policies"), (refuse, "can't be read")], ids=["there", "unknown"]
 )
 def test_ipsec_policies_are_told(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], bool], detail: str) -> None:
-    monkeypatch.setattr(node, "has_policies", answer)
-    check = {check.name: check for check in node.check_node()}["ipsec"]
+    monkeypatch.setattr(checks, "has_policies", answer)
+    check = {check.name: check for check in checks.check_node()}["ipsec"]
     assert (check.ok, check.required) == (False, False)
     assert detail in check.detail
     assert "other nodes" in check.consequence
@@ -58,19 +58,19 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def no_headers() -> tuple[Path, ...]:
         raise NodeError("no kernel headers: apt install linux-headers-amd64")
 
-    monkeypatch.setattr(node, "find_headers", no_headers)
+    monkeypatch.setattr(checks, "find_headers", no_headers)
     monkeypatch.setattr("sys.executable", "/bin/false")
     monkeypatch.setenv("KPROXY_BPF_SOURCE", str(tmp_path))
-    checks = {check.name: check for check in node.check_node(tmp_path)}
-    assert {name for name, check in checks.items() if not check.ok} >= {"headers", "bcc", "sources", "bpffs"}
-    assert "python3-bpfcc" in checks["bcc"].consequence
-    assert "linux-headers-amd64" in checks["headers"].detail
-    assert not checks["bpffs"].required, "run mounts it"
+    found = {check.name: check for check in checks.check_node(tmp_path)}
+    assert {name for name, check in found.items() if not check.ok} >= {"headers", "bcc", "sources", "bpffs"}
+    assert "python3-bpfcc" in found["bcc"].consequence
+    assert "linux-headers-amd64" in found["headers"].detail
+    assert not found["bpffs"].required, "run mounts it"
 
 
 def test_where_cgroup2_is(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("cgroup /a cgroup rw 0 0\ncgroup2 /sys/my\\040groups cgroup2 rw 0 0\n")
-    assert node.cgroup2_mount(mounts) == Path("/sys/my groups")
+    assert checks.cgroup2_mount(mounts) == Path("/sys/my groups")
     mounts.write_text("proc /proc proc rw 0 0\n")
-    assert node.cgroup2_mount(mounts) is None
+    assert checks.cgroup2_mount(mounts) is None

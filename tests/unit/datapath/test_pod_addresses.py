@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from kproxy_ebpf.datapath.pod_addresses import is_link_local, one_each
-from kproxy_ebpf.datapath.rtnetlink import Neighbours
+from kproxy_ebpf.datapath.forwarding.pod_addresses import is_link_local, one_each
+from kproxy_ebpf.linux.rtnetlink import Neighbours
 
 A, B = socket.inet_aton("10.244.1.2"), socket.inet_aton("10.244.1.3")
 LINK, OTHER, NO_PORT = 3, 4, 5

@@ -13,8 +13,8 @@ import uvloop
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from kproxy_ebpf.datapath import rtnetlink
-from kproxy_ebpf.datapath.rtnetlink import LinkChange, dump, parse_default_route, parse_link, requests
+from kproxy_ebpf.linux import rtnetlink
+from kproxy_ebpf.linux.rtnetlink import LinkChange, dump, parse_default_route, parse_link, requests
 
 
 def link(ifindex: int, name: str | bytes, event: str = "RTM_NEWLINK", family: int = socket.AF_UNSPEC) -> Any:

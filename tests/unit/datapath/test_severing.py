@@ -8,9 +8,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from kproxy_ebpf.datapath.severing import Lost, is_ended
-from kproxy_ebpf.datapath.sock_diag import Found
-from kproxy_ebpf.model.tables import BackendState
+from kproxy_ebpf.contract.layouts import BackendState
+from kproxy_ebpf.datapath.sockets.terminate import Lost, is_ended
+from kproxy_ebpf.linux.sock_diag import Found
 
 BACKEND = (b"\x0a\xf4\x01\x03", 8080)
 TCP, UDP = {BackendState.GONE}, {BackendState.GONE, BackendState.LEFT}

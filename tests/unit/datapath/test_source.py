@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.headers import find_headers, headers_tree
-from kproxy_ebpf.datapath.source import Constants, Source, read_source, source_folder
+from kproxy_ebpf.datapath.generations.sources import Constants, Source, read_source, source_folder
 from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.linux.headers import find_headers, headers_tree
 
 
 @pytest.fixture
@@ -127,6 +127,6 @@ def test_one_tree_may_be_named(usr_src: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
-    monkeypatch.setattr("kproxy_ebpf.datapath.headers._MODULES", tmp_path)
+    monkeypatch.setattr("kproxy_ebpf.linux.headers._MODULES", tmp_path)
     with pytest.raises(NodeError, match="apt install linux-headers-"):
         find_headers(tmp_path)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy_ebpf.datapath.cluster import PrefixSet
-from kproxy_ebpf.datapath.rtnetlink import Survey
-from kproxy_ebpf.datapath.uplinks import leading_out, own_addresses
+from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
+from kproxy_ebpf.datapath.forwarding.uplinks import leading_out, own_addresses
+from kproxy_ebpf.linux.rtnetlink import Survey
 
 ETH, OTHER, TUNNEL, POD, BRIDGE, LO, DOWN, EMPTY = range(1, 9)
 ETHERNET, UP, LOOPBACK = 1, 0x1, 0x8

@@ -11,7 +11,7 @@ from aiohttp import web
 from fake_api import FakeApi
 
 from kproxy_ebpf.kube.client import Client
-from kproxy_ebpf.kube.events import BURST, MAX_PENDING, SECONDS_PER_EVENT, About, EventRecorder
+from kproxy_ebpf.kube.recorder import BURST, MAX_PENDING, SECONDS_PER_EVENT, About, EventRecorder
 
 ABOUT = About("Service", "web", "shop", "u1")
 PATH = "/apis/events.k8s.io/v1/namespaces/shop/events"

@@ -10,7 +10,7 @@ import pytest
 from fake_api import service, slice_
 
 from kproxy_ebpf.kube.addresses import Refusal
-from kproxy_ebpf.kube.parse import parse_node, parse_service, parse_slice
+from kproxy_ebpf.kube.kinds.common import parse_node, parse_service, parse_slice
 from kproxy_ebpf.model.services import (
     Endpoint,
     Node,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, TableContents, TableWrites
 from kproxy_ebpf.model.services import (
     Endpoint,
     EndpointSlice,
@@ -15,17 +17,8 @@ from kproxy_ebpf.model.services import (
     SlicePort,
     packed,
 )
-from kproxy_ebpf.model.tables import (
-    Backend,
-    BackendState,
-    Frontend,
-    FrontendFlags,
-    FrontendKey,
-    TableContents,
-    TableWrites,
-)
-from kproxy_ebpf.plan.allocate import QUARANTINE_SECONDS
-from kproxy_ebpf.plan.tables import Capacities, Tables
+from kproxy_ebpf.plan.tables.allocate import QUARANTINE_SECONDS
+from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 NODE = Node("here", zone="near", addresses=(packed("10.0.0.1"), packed("fd00::1")))
 CAPACITIES = Capacities(frontends=400, slots=4000, backends=400, source_ranges=100)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simulate import Clock
 
 from kproxy_ebpf.errors import MapFullError
-from kproxy_ebpf.plan.allocate import QUARANTINE_SECONDS, IdPool, RangeAllocator
+from kproxy_ebpf.plan.tables.allocate import QUARANTINE_SECONDS, IdPool, RangeAllocator
 
 
 @pytest.fixture

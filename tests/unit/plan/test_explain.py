@@ -22,10 +22,10 @@ from kproxy_ebpf.model.services import (
     text_of,
 )
 from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Refused, Snapshot, Upserted
-from kproxy_ebpf.plan.claims import Conflict
-from kproxy_ebpf.plan.endpoints import Rule
-from kproxy_ebpf.plan.explain import POLICY_IS_LIFTED, ExplainedFrontend, Explanation, LeftOut, State, explain
-from kproxy_ebpf.plan.services import FrontendKind, PlanSettings
+from kproxy_ebpf.plan.services.claims import Conflict
+from kproxy_ebpf.plan.services.endpoints import Rule
+from kproxy_ebpf.plan.services.explain import POLICY_IS_LIFTED, ExplainedFrontend, Explanation, LeftOut, State, explain
+from kproxy_ebpf.plan.services.plan import FrontendKind, PlanSettings
 
 WEB = ServiceName("shop", "web")
 LOCAL = TrafficPolicy.LOCAL

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy_ebpf.model.services import packed
-from kproxy_ebpf.plan.endpoints import Target
-from kproxy_ebpf.plan.maglev import SIZES, lookup_table, table_size
+from kproxy_ebpf.plan.services.endpoints import Target
+from kproxy_ebpf.plan.services.maglev import SIZES, lookup_table, table_size
 
 
 def targets(count: int) -> list[Target]:

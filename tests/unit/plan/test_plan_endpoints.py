@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from simulate import NODE, TCP, UDP, endpoint, service, slice_of
 
+from kproxy_ebpf.contract.layouts import BackendFlags
 from kproxy_ebpf.model.services import Endpoint, EndpointSlice, Node, SlicePort, packed, text_of
-from kproxy_ebpf.model.tables import BackendFlags
-from kproxy_ebpf.plan.endpoints import Rule, backend_flags, cluster_set, known_endpoints, local_set
+from kproxy_ebpf.plan.services.endpoints import Rule, backend_flags, cluster_set, known_endpoints, local_set
 
 SERVICE = service()
 

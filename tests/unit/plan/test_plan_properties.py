@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate import CAPACITIES, NODE, TCP, Clock, Maps, key, service, slice_of
 
+from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags
+from kproxy_ebpf.model.service_tables import FrontendKey
 from kproxy_ebpf.model.services import (
     Endpoint,
     EndpointSlice,
@@ -18,11 +20,10 @@ from kproxy_ebpf.model.services import (
     TrafficPolicy,
     packed,
 )
-from kproxy_ebpf.model.tables import BackendState, FrontendFlags, FrontendKey
-from kproxy_ebpf.plan.allocate import QUARANTINE_SECONDS
-from kproxy_ebpf.plan.claims import seniority
-from kproxy_ebpf.plan.services import PlanSettings, ServicePlan, plan_service
-from kproxy_ebpf.plan.tables import Tables
+from kproxy_ebpf.plan.services.claims import seniority
+from kproxy_ebpf.plan.services.plan import PlanSettings, ServicePlan, plan_service
+from kproxy_ebpf.plan.tables.allocate import QUARANTINE_SECONDS
+from kproxy_ebpf.plan.tables.services import Tables
 
 POLICIES = st.sampled_from(list(TrafficPolicy))
 POOL = [packed(f"1.1.1.{number}") for number in range(1, 7)]

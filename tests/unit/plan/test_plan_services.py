@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from simulate import NODE, TCP, UDP, endpoint, key, service, slice_of
 
+from kproxy_ebpf.contract.layouts import FrontendFlags
+from kproxy_ebpf.model.service_tables import FrontendKey
 from kproxy_ebpf.model.services import (
     Endpoint,
     Protocol,
@@ -16,9 +18,8 @@ from kproxy_ebpf.model.services import (
     source_range,
     text_of,
 )
-from kproxy_ebpf.model.tables import FrontendFlags, FrontendKey
-from kproxy_ebpf.plan.endpoints import Rule
-from kproxy_ebpf.plan.services import FrontendKind, FrontendPlan, PlanSettings, ServicePlan, plan_service
+from kproxy_ebpf.plan.services.endpoints import Rule
+from kproxy_ebpf.plan.services.plan import FrontendKind, FrontendPlan, PlanSettings, ServicePlan, plan_service
 
 CLUSTER_IP, NODE_IP, LB_IP, EXTERNAL_IP = "10.96.0.1", "10.0.0.1", "192.0.2.1", "198.51.100.1"
 EVERYTHING = {

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from simulate import CAPACITIES, NODE, TCP, Clock, Maps, endpoint, key, service, slice_of
 
+from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, FrontendFlags
 from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.service_tables import FrontendKey, TableWrites
 from kproxy_ebpf.model.services import (
     Endpoint,
     Service,
@@ -18,10 +20,9 @@ from kproxy_ebpf.model.services import (
     packed,
     source_range,
 )
-from kproxy_ebpf.model.tables import BackendFlags, BackendState, FrontendFlags, FrontendKey, TableWrites
-from kproxy_ebpf.plan.ports import BACKEND_REST_SECONDS
-from kproxy_ebpf.plan.services import PlanSettings, plan_service
-from kproxy_ebpf.plan.tables import Capacities, Tables
+from kproxy_ebpf.plan.services.plan import PlanSettings, plan_service
+from kproxy_ebpf.plan.tables.ports import BACKEND_REST_SECONDS
+from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 USABLE, KEEP, LEFT, GONE = BackendState.USABLE, BackendState.KEEP, BackendState.LEFT, BackendState.GONE
 VIP = key("10.96.0.1")

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 from simulate import CAPACITIES, NODE, Clock, Maps, key, service, slice_of
 
-import kproxy_ebpf.reconcile as module
+import kproxy_ebpf.reconcile.services as module
 from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.service_tables import TableContents, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName, packed
 from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Kind, ObjectRef, Removed, Snapshot, Synced, Upserted
-from kproxy_ebpf.model.tables import TableContents, TableWrites
-from kproxy_ebpf.plan.services import PlanSettings, ServicePlan
-from kproxy_ebpf.plan.tables import Capacities, Tables
-from kproxy_ebpf.reconcile import Observer, Reconciler, Sync, Timing
+from kproxy_ebpf.plan.services.plan import PlanSettings, ServicePlan
+from kproxy_ebpf.plan.tables.services import Capacities, Tables
+from kproxy_ebpf.reconcile.services import Observer, Reconciler, Sync, Timing
 
 VIP = key("10.96.0.1")
 WEB = service()

@@ -1,0 +1,74 @@
+"""`cleanup`: everything of ours goes, nothing else is touched."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.datapath.attach.clsact import Clsact
+from kproxy_ebpf.datapath.flows.records import live_connections
+from kproxy_ebpf.datapath.generations import bpffs
+from kproxy_ebpf.datapath.generations.bpffs import NodeLock
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation, current, remove_all
+from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.datapath.sockets.cgroup import PREFIX, is_attached
+from kproxy_ebpf.model.services import Protocol
+from kproxy_ebpf.observe.state import state_dir
+
+LOOK_SECONDS = 0.2
+TELL_SECONDS = 5.0
+
+
+def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> str:
+    """Detach, unpin, and forget what the daemon wrote; return what was done. Raises BusyError while a daemon runs.
+
+    New connections are the host's at once; those that are open have `drain_seconds` to end.
+    """
+    if not (folder / bpffs.ROOT).exists():
+        shutil.rmtree(state_dir(folder), ignore_errors=True)
+        return f"nothing of ours is pinned in {folder}"
+    with NodeLock(folder):
+        broken = _drain(current(folder), drain_seconds, tell)
+        what = "links and the cgroup tree" if is_attached(folder / bpffs.ROOT / "links") else "links"
+        links = _detach(folder / bpffs.ROOT / "links")
+        remove_all(folder)
+        shutil.rmtree(state_dir(folder), ignore_errors=True)
+    cost = f"; {broken} open connections that they translated are broken" if broken else ""
+    return f"programs taken off {links} {what}, programs and maps unpinned from {folder}{cost}"
+
+
+def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], object]) -> int:
+    """Translate nothing new, and wait for what is open; return how many connections are left. UDP just moves."""
+    if generation is None:
+        return 0
+    with LiveSettings(generation) as live:
+        live.switch(live.switches() & Switches.REDIRECT)
+    deadline = time.monotonic() + seconds
+    told = 0.0
+    while (count := _open_connections(generation)) and time.monotonic() < deadline:
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            tell(f"waiting for {count} open connections to end, at most {deadline - told:.0f} s more")
+        time.sleep(LOOK_SECONDS)
+    return count
+
+
+def _open_connections(generation: Generation) -> int:
+    flows = (flow for family in FAMILIES for flow in live_connections(generation, family))
+    return sum(flow.tuple.protocol != Protocol.UDP for flow in flows)
+
+
+def _detach(pins: Path) -> int:
+    """Take all programs off, by filter and by pin: a BPF link ends with its pin. Before the maps, which they use."""
+    clsact = Clsact(pins)
+    filtered = clsact.attached()
+    for ifindex in filtered:
+        clsact.detach(ifindex)
+    linked = {pin.name.partition("-")[0] for pin in pins.iterdir() if not (pin.is_dir() or pin.name.startswith(PREFIX))}
+    for pin in pins.iterdir():
+        pin.rmdir() if pin.is_dir() else pin.unlink()
+    return len(filtered) + len(linked)

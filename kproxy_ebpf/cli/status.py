@@ -1,0 +1,93 @@
+"""The report that `status` prints: what the maps say, what the daemon wrote last, what it answers now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from kproxy_ebpf.cli.daemon_client import ask_daemon
+from kproxy_ebpf.datapath.generations.generation import Generation, current
+from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy
+from kproxy_ebpf.observe.state import read_status
+
+
+def node_report(bpffs: Path) -> dict[str, Any]:
+    """Everything known of this node, JSON-ready. The Services' names, which may be many, are left out."""
+    daemon = read_status(bpffs)
+    daemon.pop("services", None)
+    generation = current(bpffs)
+    return {
+        "daemon": daemon or {"running": False},
+        "health": ask_health(str(daemon["health_address"])) if daemon.get("running") else None,
+        **(_datapath(generation) if generation else {"generation": None, "tables": {}, "verdicts": {}}),
+    }
+
+
+def _datapath(generation: Generation) -> dict[str, Any]:
+    with closing(Counters(generation)) as counters:
+        verdicts = counters.read()
+    return {
+        "generation": generation.digest,
+        "tables": {
+            table: {"entries": entries, "max_entries": limit}
+            for table, (entries, limit) in Occupancy(generation).read().items()
+        },
+        "verdicts": {
+            verdict.name.lower(): {"packets": packets, "bytes": size} for verdict, (packets, size) in verdicts.items()
+        },
+    }
+
+
+def ask_health(address: str) -> dict[str, Any] | None:
+    """What /healthz answers on this machine, None where it doesn't."""
+    answer = ask_daemon(address, "/healthz")
+    return {"status": answer[0], **answer[1]} if answer else None
+
+
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    daemon, health = report["daemon"], report["health"]
+    if daemon["running"]:
+        yield f"daemon      running: {daemon['version']} on {daemon['node']}, process {daemon['pid']}"
+    else:
+        yield "daemon      not running" + ("; the datapath below stays in force" if report["generation"] else "")
+    if daemon["running"]:
+        yield f"health      {_health_text(health)}"
+    if "settings" in daemon:
+        yield "settings    " + " ".join(f"{key}={_setting_text(value)}" for key, value in daemon["settings"].items())
+    if daemon.get("links"):
+        yield f"links       {', '.join(daemon['links'])}"
+    if daemon.get("cgroup"):
+        yield f"sockets     of {daemon['cgroup']}"
+    for sentence in _complaints(daemon, health):
+        yield f"problem     {sentence}"
+    yield f"generation  {report['generation'] or 'nothing is pinned'}"
+    for table, size in report["tables"].items():
+        yield f"table       {table:18} {size['entries']:>9} of {size['max_entries']}"
+    for verdict, count in report["verdicts"].items():
+        if count["packets"]:
+            yield f"verdict     {verdict:26} {count['packets']:>12} packets {count['bytes']:>15} bytes"
+
+
+def _health_text(health: Mapping[str, Any] | None) -> str:
+    if health is None:
+        return "no answer"
+    return "healthy" if health["status"] == 200 else "unhealthy"
+
+
+def _setting_text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _complaints(daemon: Mapping[str, Any], health: Mapping[str, Any] | None) -> Iterator[str]:
+    """/healthz names a few refused objects, the status file all of them: each is told once."""
+    told = {**(health or {}).get("errors", {}), **(health or {}).get("problems", {})}
+    if daemon.get("refused"):
+        told.pop("refused", None)
+    yield from told.values()
+    for refused in daemon.get("refused", ()):
+        yield f"{refused['object']} is refused: {refused['reason']}"
+    for conflict in daemon.get("conflicts", ()):
+        yield str(conflict)

@@ -1,0 +1,1 @@
+"""What the BPF programs and the controller share: structures, maps and programs by name."""

@@ -1,0 +1,66 @@
+"""The programs: their names, the hooks that they are made for, and where they stand in prog arrays."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class CgroupHook(IntEnum):
+    """Of enum bpf_attach_type (linux/bpf.h), those where the socket programs are attached."""
+
+    CONNECT4 = 10
+    CONNECT6 = 11
+    SENDMSG4 = 14
+    SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
+    GETPEERNAME4 = 29
+    GETPEERNAME6 = 30
+
+
+PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum", "from_uplink", "to_uplink", "uplink_error")
+
+"""The functions in pod.c and uplink.h that are programs; pinned with the suffix _v4 or _v6."""
+
+SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
+    4: {
+        "connect": CgroupHook.CONNECT4,
+        "connect_mapped": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG4,
+        "recvmsg": CgroupHook.RECVMSG4,
+        "recvmsg_mapped": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME4,
+        "getpeername_mapped": CgroupHook.GETPEERNAME6,
+    },
+    6: {
+        "connect": CgroupHook.CONNECT6,
+        "sendmsg": CgroupHook.SENDMSG6,
+        "recvmsg": CgroupHook.RECVMSG6,
+        "getpeername": CgroupHook.GETPEERNAME6,
+    },
+}
+
+"""By family: the functions in socket.h that are programs, and the hook that each is made for."""
+
+LISTING_PROGRAMS = {"list_tcp": "bpf_iter__tcp", "list_udp": "bpf_iter__udp"}
+
+"""The programs that list what is in `connections`, where the kernel lets them, and their functions in socket.h: BCC
+asks for those names.
+"""
+
+
+class ProgramIndex(IntEnum):
+    """Where the programs that are tail-called stand in the prog array `programs`; the names are those in PROGRAMS."""
+
+    REJECT = 0
+    ICMP_ERROR = 1
+    SCTP_CHECKSUM = 2
+    UPLINK_ERROR = 3
+
+
+class PredecessorIndex(IntEnum):
+    """Where programs of an earlier generation stand in the prog array `predecessor`; their names are in PROGRAMS."""
+
+    FROM_POD = 0
+    TO_POD = 1
+    FROM_UPLINK = 2

@@ -1,0 +1,181 @@
+"""Which links carry the programs: all pods' links in modes tc and hybrid; in modes off and socket, until the last flow
+has ended, and then none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+import structlog
+
+from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
+from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.daemon.forwarding import ShortCut
+from kproxy_ebpf.daemon.uplinks import Uplinks
+from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.forwarding.cluster_networks import Network
+from kproxy_ebpf.linux.kernel import redirects
+from kproxy_ebpf.observe.health import Health
+from kproxy_ebpf.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+DRAIN_SECONDS = 5.0
+NO_REDIRECT = "forwarding redirect is served as stack: this kernel can't do it (see kproxy-ebpf check)"
+
+
+_SWITCHES = {
+    Mode.OFF: Switches(0),
+    Mode.TC: Switches.TC,
+    Mode.SOCKET: Switches.SOCKET,
+    Mode.HYBRID: Switches.TC | Switches.SOCKET,
+}
+_AT_LINKS = Switches.TC | Switches.REDIRECT
+
+
+def switches_of(settings: Settings, *, has_sockets: bool) -> Switches:
+    """What the programs are told of the settings. Where there is no socket fast path, tc does its job."""
+    mode = Mode.TC if settings.mode.has_sockets and not has_sockets else settings.mode
+    redirects = mode.is_on and settings.forwarding is Forwarding.REDIRECT
+    return _SWITCHES[mode] | (Switches.REDIRECT if redirects else Switches(0))
+
+
+class Pods:
+    """`links` attaches and detaches, `follow` does what the settings say, `guard` looks after what is there."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        keeper: SettingsKeeper,
+        metrics: Metrics,
+        health: Health,
+        changed: Callable[[], None],
+    ) -> None:
+        self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
+        self._failures = metrics.attach_failures
+        uplinks = Uplinks(datapath.generation, datapath.uplink_attacher, self._cluster, health)
+        self.short_cut = ShortCut(datapath.generation, uplinks, self._is_redirecting, health)
+        self._drained = not self.is_on and not datapath.has_live_flows()
+        self._changed_settings = asyncio.Event()
+        self.switched = asyncio.Event()  # the settings of the start are in force
+        self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed, self.short_cut.stir)
+        metrics.attached_links.set_function(lambda: len(self.links.attached))
+        keeper.listen(self._on_settings)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether new connections need the programs at the links."""
+        return bool(self._wanted & _AT_LINKS)
+
+    @property
+    def cgroup(self) -> str | None:
+        """Where the socket programs are attached."""
+        return self._datapath.sockets.cgroup
+
+    @property
+    def _wanted(self) -> Switches:
+        switches = switches_of(self._keeper.current, has_sockets=self._datapath.sockets.problem is None)
+        return switches if redirects() else switches & ~Switches.REDIRECT
+
+    def _is_redirecting(self) -> bool:
+        """Whether the programs do it already: a look before that would miss what begins meanwhile."""
+        return Switches.REDIRECT in self._datapath.switches
+
+    def _cluster(self) -> Collection[Network]:
+        """Whatever the forwarding: what the short cut needs is there before it is switched on."""
+        settings = self._keeper.current
+        return settings.cluster_cidr if settings.mode.is_on and redirects() else ()
+
+    async def forward(self) -> None:
+        """Keep what the programs know of pods' addresses and of the host's connections; for ever."""
+        await self.short_cut.run(self.links)
+
+    async def follow(self) -> None:
+        """Switch as the settings say; take the programs off links as soon as no flow needs them; for ever."""
+        while True:
+            await self._switch()
+            if self._changed_settings.is_set():
+                continue
+            self.switched.set()
+            if not self.is_on and not self._drained:
+                has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
+                if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
+                    self._drained = True
+                    self.links.reconsider()
+                    log.info("the last flow has ended, programs are taken off")
+            try:
+                async with asyncio.timeout(None if self.is_on or self._drained else DRAIN_SECONDS):
+                    await self._changed_settings.wait()
+            except TimeoutError:
+                continue
+
+    async def _switch(self) -> None:
+        """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
+        those that speak while programs are attached and they are being looked for stay with the host, if it has them.
+        """
+        self._changed_settings.clear()
+        self._offer_sockets()
+        await self._come_back()
+        asks_in_vain = self._keeper.current.forwarding is Forwarding.REDIRECT and not redirects()
+        self._health.problem("redirect", NO_REDIRECT if asks_in_vain else None)
+        wanted, present = self._wanted, self._datapath.switches
+        has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
+        await asyncio.to_thread(self._datapath.switch, wanted | Switches.UDP_STAYS if has_just_come else wanted)
+        self.short_cut.stir()
+        if wanted & Switches.TC:
+            await self.links.ready.wait()
+            await asyncio.to_thread(self._datapath.adopt_udp)
+        self._datapath.switch(wanted)
+        if wanted & Switches.TC and has_just_come:
+            await asyncio.to_thread(self._datapath.release_udp)
+
+    async def _come_back(self) -> None:
+        """Programs are wanted again at links that have none: they find no flows of before."""
+        if self.is_on and self._drained:
+            await asyncio.to_thread(self._datapath.forget_flows)
+            self._drained = False
+            self.links.reconsider()
+
+    async def guard(self, period_seconds: float) -> None:
+        """Put back programs that somebody took off a link; retire what an upgrade had to leave. Raises NodeError when
+        pins are missing: the next start builds them anew.
+        """
+        while True:
+            await asyncio.sleep(period_seconds)
+            await asyncio.to_thread(self._datapath.require_pins)
+            await asyncio.to_thread(self._datapath.retire_aged)
+            before = self._datapath.sockets.problem
+            self._offer_sockets()
+            if self._datapath.sockets.problem != before:
+                self._changed_settings.set()
+            self.links.reconsider()
+
+    def _offer_sockets(self) -> None:
+        """The socket programs come with the first mode that wants them, and stay."""
+        sockets, wants = self._datapath.sockets, self._keeper.current.mode.has_sockets
+        if wants or sockets.is_attached:
+            self._datapath.offer_sockets()
+        self._health.problem("sockets", sockets.problem if wants else None)
+
+    def admits(self, link: str) -> bool:
+        return not self._drained and self._keeper.current.is_pod_interface(link)
+
+    def _on_settings(self, _: SettingsKeeper) -> None:
+        self._changed_settings.set()
+        self.links.reconsider()
+        self.short_cut.stir()
+
+    def _on_attached(self, _: float) -> None:
+        self._tell_failures()
+
+    def _on_failed(self) -> None:
+        self._failures.inc()
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        failed = self.links.failed
+        sentence = f"{len(failed)} links without programs, such as: {next(iter(failed.values()))}" if failed else None
+        self._health.problem("links", sentence)
+        self._changed()

@@ -1,0 +1,150 @@
+"""Pods come and go as links: programs are attached to a new pod's link at once, and taken off with it.
+
+The kernel tells of links (netlink); nothing is polled. Only links whose name a pattern admits are touched, and never
+one that holds a default route: that is an uplink, whatever its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from kproxy_ebpf.datapath.attach.tc import Attacher
+from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.linux import rtnetlink
+from kproxy_ebpf.linux.rtnetlink import LinkChange
+
+log = structlog.get_logger(__name__)
+
+
+class PodLinks:
+    """Keeps the programs attached to exactly the pods' links. `run` does the work; the rest may be called meanwhile.
+
+    `admits` says whether a link's name is a pod's; after it has changed its mind call `reconsider`. `on_attached` is
+    told how many seconds after the kernel's message a link had its programs, `on_failed` of each failed attempt,
+    `on_stir` that `attached` or the addresses behind links may have changed.
+    """
+
+    def __init__(
+        self,
+        attacher: Attacher,
+        admits: Callable[[str], bool],
+        on_attached: Callable[[float], None] = lambda _: None,
+        on_failed: Callable[[], None] = lambda: None,
+        on_stir: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.attached: dict[int, str] = {}
+        self.failed: dict[int, str] = {}
+        self._attacher = attacher
+        self._admits = admits
+        self._on_attached, self._on_failed = on_attached, on_failed
+        self._on_stir = on_stir
+        self._known: dict[int, str] = {}
+        self._uplinks: set[int] = set()
+        self._heard: deque[tuple[float, LinkChange]] = deque()
+        self._stale = False
+        self._wake = asyncio.Event()
+        self.ready = asyncio.Event()  # the links that existed at the start, or when asked to reconsider, are dealt with
+
+    def reconsider(self) -> None:
+        """Look at all links again; `ready` says when that is done."""
+        self.ready.clear()
+        self._stale = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Attach and detach until cancelled. What is attached then stays: the datapath outlives the daemon."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rtnetlink.listen(self._hear, self._on_stir))
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._settle()
+
+    def _hear(self, change: LinkChange | None) -> None:
+        if change is None:
+            self._stale = True
+        else:
+            self._heard.append((time.monotonic(), change))
+        self._wake.set()
+
+    async def _settle(self) -> None:
+        """Deal with everything heard so far."""
+        while self._stale or self._heard:
+            if self._stale:
+                await self._look_at_all()
+            else:
+                heard_at, change = self._heard.popleft()
+                await self._change(change, heard_at)
+
+    async def _look_at_all(self) -> None:
+        self._stale = False
+        self._heard.clear()  # the dumps below know more
+        now = time.monotonic()
+        self._known = await asyncio.to_thread(rtnetlink.links)
+        self._uplinks = await asyncio.to_thread(rtnetlink.uplinks)
+        carrying = await asyncio.to_thread(self._attacher.attached)
+        for ifindex in carrying.keys() | self.attached.keys():
+            if not self._is_pod(ifindex):
+                await self._detach(ifindex)
+        for ifindex in self._known:
+            if self._is_pod(ifindex):
+                await self._attach(ifindex, now)
+        if not self._stale:  # else somebody asked meanwhile, whom this look may not have obeyed
+            self.ready.set()
+
+    async def _change(self, change: LinkChange, heard_at: float) -> None:
+        if change.name:
+            self._known[change.ifindex] = change.name
+        else:
+            self._known.pop(change.ifindex, None)
+        is_attached = change.ifindex in self.attached
+        if not self._is_pod(change.ifindex):
+            if is_attached or change.ifindex in self.failed:
+                await self._detach(change.ifindex)
+        elif is_attached:
+            self.attached[change.ifindex] = change.name
+        else:
+            await self._attach(change.ifindex, heard_at)
+
+    def _is_pod(self, ifindex: int) -> bool:
+        name = self._known.get(ifindex, "")
+        return bool(name) and ifindex not in self._uplinks and self._admits(name)
+
+    async def _attach(self, ifindex: int, heard_at: float) -> None:
+        name = self._known[ifindex]
+        try:
+            method = await asyncio.to_thread(self._attacher.attach, ifindex)
+        except (OSError, NodeError) as error:
+            if getattr(error, "errno", None) == errno.ENODEV:
+                await self._detach(ifindex)  # gone again, and what was pinned until then would outlive it
+                return
+            self.failed[ifindex] = str(error)
+            self._on_failed()
+            log.warning(
+                "programs could not be attached: tried again when the link changes", link=name, error=str(error)
+            )
+            return
+        self.failed.pop(ifindex, None)
+        if ifindex not in self.attached:
+            self._on_attached(time.monotonic() - heard_at)
+            log.info("programs attached", link=name, ifindex=ifindex, method=str(method))
+        self.attached[ifindex] = name
+        self._on_stir()
+
+    async def _detach(self, ifindex: int) -> None:
+        name = self.attached.get(ifindex) or self._known.get(ifindex, "")
+        try:
+            await asyncio.to_thread(self._attacher.detach, ifindex)
+        except OSError as error:
+            log.warning("programs could not be taken off", link=name, ifindex=ifindex, error=str(error))
+        else:
+            self.attached.pop(ifindex, None)
+            self.failed.pop(ifindex, None)
+            self._on_stir()
+            log.info("programs taken off", link=name, ifindex=ifindex)

@@ -1,0 +1,103 @@
+"""Room in the flow tables, made before the kernel has to make it.
+
+The programs need no collector: an entry past its time-out counts as absent. But a full LRU lets go of entries in
+bursts, and one that was made a moment ago and not looked up since counts as old (kernel/bpf/bpf_lru_list.c):
+connections in their handshake would be lost first. So from half full on, what is surely over is removed here, a little
+before its time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from struct import Struct
+from typing import NamedTuple
+
+from kproxy_ebpf.contract.layouts import FlowState, address_bytes
+from kproxy_ebpf.datapath.flows.records import now_seconds
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.model.services import Protocol
+
+CROWDED_SHARE = 0.5
+ONE_SHOT_SECONDS = 2  # a flow that lived no longer was a question and its answer
+
+# Idle seconds after which an entry is over while room is wanted; what is not listed stays for its whole time-out.
+_IDLE_SECONDS: dict[tuple[int, int], int] = {
+    (Protocol.TCP, FlowState.NEW): 30,
+    (Protocol.TCP, FlowState.CLOSED): 10,
+    (Protocol.SCTP, FlowState.NEW): 30,
+    (Protocol.SCTP, FlowState.CLOSED): 10,
+    (Protocol.SCTP, FlowState.ESTABLISHED): 210,
+    (Protocol.UDP, FlowState.NEW): 30,
+    (Protocol.UDP, FlowState.ESTABLISHED): 120,
+}
+_ONE_SHOT_IDLE_SECONDS = 15
+_TIME_WAIT_SECONDS = 60  # a client may still have to answer the end of a closed connection once more
+
+
+class Swept(NamedTuple):
+    """How many entries there were, how many of them were removed, and how many there may be. `links`: those that still
+    have flows.
+    """
+
+    entries: int
+    removed: int
+    limit: int
+    links: frozenset[int] = frozenset()
+
+    @property
+    def left(self) -> int:
+        return self.entries - self.removed
+
+
+def is_over(protocol: int, state: int, idle_seconds: int, lived_seconds: int, *, crowded: bool = True) -> bool:
+    """Whether nothing is lost with an entry last used `idle_seconds` ago, `lived_seconds` after it was made.
+
+    Where it is not `crowded`, a client may as well keep its backend for as long as conntrack would let it.
+    """
+    if crowded and protocol == Protocol.UDP and lived_seconds <= ONE_SHOT_SECONDS:
+        return idle_seconds > _ONE_SHOT_IDLE_SECONDS
+    limit = _IDLE_SECONDS.get((protocol, state))
+    if not crowded and state == FlowState.CLOSED:
+        limit = _TIME_WAIT_SECONDS
+    return limit is not None and idle_seconds > limit
+
+
+def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE, unsettled: Collection[int] = ()) -> Swept:
+    """Remove what is over from one family's flow table, if more than `share` of it is in use; else only of those
+    `unsettled` links (ifindex) that have nothing else, so that packets there need no look-up. Raises OSError.
+    """
+    with generation.map("flows", family) as flows:
+        size, limit, now, part = flows.info.key_size, flows.info.max_entries, now_seconds(), _part(family)
+        links: Counter[int] = Counter()
+        over: list[tuple[bytes, int]] = []
+        crowded = flows.count() >= share * limit
+        for keys, values in flows.chunks():
+            for number, (protocol, seen, state, created, ifindex) in enumerate(part.iter_unpack(values)):
+                links[ifindex] += 1
+                if is_over(protocol, state, now - seen, seen - created, crowded=crowded):
+                    over.append((keys[number * size : (number + 1) * size], ifindex))
+        entries, removed = links.total(), 0
+        busy = links - Counter(ifindex for _, ifindex in over)
+        for key, ifindex in over:
+            if not crowded and (busy[ifindex] or ifindex not in unsettled):
+                continue
+            value = flows.lookup(key)
+            if value is not None:
+                protocol, seen, state, created, _ = part.unpack(value)
+                if not is_over(protocol, state, now - seen, seen - created, crowded=crowded):
+                    continue  # its port is in use anew
+                removed += flows.delete(key)
+            links[ifindex] -= 1
+        return Swept(entries, removed, limit, frozenset(+links))
+
+
+def forget_all(generation: Generation, family: int) -> int:
+    """Remove all of one family's flows; return how many. Raises OSError."""
+    with generation.map("flows", family) as flows:
+        return sum(flows.delete(key) for key, _ in flows.items())
+
+
+def _part(family: int) -> Struct:
+    """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds, ifindex."""
+    return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xII")

@@ -1,0 +1,80 @@
+"""Which addresses are in the cluster: what goes there past the host's stack, nobody would have masqueraded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
+from struct import Struct
+from typing import Self
+
+from kproxy_ebpf.contract.layouts import address_bytes
+from kproxy_ebpf.datapath.generations.generation import Generation
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+Places = dict[Network, bool]
+"""Networks of one family; False for those that are not the pods' after all."""
+
+_PREFIX_BITS = Struct("=I")
+_VALUE = Struct("=I")
+_VIPS_LOOKED_AT = 64
+
+
+class PrefixSet:
+    """To ask for thousands of addresses. The longest prefix decides."""
+
+    def __init__(self, places: Places) -> None:
+        by_shift: dict[int, dict[int, bool]] = {}
+        for network in sorted(places, key=lambda each: -each.prefixlen):
+            shift = network.max_prefixlen - network.prefixlen
+            by_shift.setdefault(shift, {})[int(network.network_address) >> shift] = places[network]
+        self._by_shift = by_shift
+
+    def covers(self, address: bytes) -> bool:
+        """Whether a packed address is in the cluster."""
+        number = int.from_bytes(address, "big")
+        for shift, heads in self._by_shift.items():
+            if number >> shift in heads:
+                return heads[number >> shift]
+        return False
+
+
+class ClusterTable:
+    """The programs' table of one family; as a context manager. Raises OSError where the pin can't be opened."""
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self._map = generation.map("cluster", family)
+
+    def read(self) -> Places:
+        return {_network(key): bool(_VALUE.unpack(value)[0]) for key, value in self._map.items()}
+
+    def write(self, places: Places) -> None:
+        """Raises MapFullError."""
+        for network, is_pods in places.items():
+            self._map.update(_key(network), _VALUE.pack(is_pods))
+
+    def remove(self, networks: Iterable[Network]) -> None:
+        for network in networks:
+            self._map.delete(_key(network))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._map.close()
+
+
+def some_vips(generation: Generation, family: int) -> list[Address]:
+    """Addresses that are frontends: a few tell which networks are the Services'. Raises OSError."""
+    size = address_bytes(family)
+    with generation.map("frontends", family) as frontends:
+        return [ip_address(key[:size]) for key, _ in islice(frontends.items(), _VIPS_LOOKED_AT)]
+
+
+def _key(network: Network) -> bytes:
+    return _PREFIX_BITS.pack(network.prefixlen) + network.network_address.packed
+
+
+def _network(key: bytes) -> Network:
+    return ip_network((key[_PREFIX_BITS.size :], _PREFIX_BITS.unpack_from(key)[0]))

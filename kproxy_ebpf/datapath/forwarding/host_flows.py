@@ -1,0 +1,90 @@
+"""The connections that go the host's way: what conntrack follows, as far as the programs have to know it.
+
+The programs note a connection between known pods when its first packet comes the host's way. What began before they
+looked is added here from nf_conntrack, and what conntrack has forgotten is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from struct import Struct
+from typing import NamedTuple
+
+from kproxy_ebpf.datapath.flows.records import flow_key, now_seconds
+from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.pod_links import Kind, PodLinkTable
+from kproxy_ebpf.linux import nf_conntrack
+from kproxy_ebpf.linux.nf_conntrack import Tracked
+
+_VALUE = Struct("=II")  # struct host_flow: ifindex, created_seconds
+_GRACE_SECONDS = 1  # conntrack was read while an entry this young was made
+
+
+class Looked(NamedTuple):
+    """What a look found: entries of host_flows there are now, how many of them it has added, how many removed."""
+
+    entries: int
+    added: int
+    removed: int
+
+
+def is_worth_a_look(generation: Generation, family: int) -> bool:
+    """Whether anything is unsettled that a look could settle."""
+    with PodLinkTable(generation, family) as table:
+        return bool(table.unsettled(Kind.HOST_FLOWS) or table.unsettled(Kind.UNRECORDED))
+
+
+def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet) -> Looked:
+    """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of this node's pods by
+    address; `cluster`: where the pods of other nodes are.
+
+    Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
+    """
+    with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
+        unrecorded, unsettled = table.unsettled(Kind.UNRECORDED), table.unsettled(Kind.HOST_FLOWS)
+        began = now_seconds()
+        followed = _followed(family, nf_conntrack.tracked(family), pods, cluster)
+        in_use: set[int] = set()
+        removed = 0
+        present = dict(flows.items())
+        for key in present:
+            value = flows.lookup(key)
+            if value is None:
+                continue
+            ifindex, created = _VALUE.unpack(value)
+            if key in followed or created >= began - _GRACE_SECONDS:
+                in_use.add(ifindex)
+            else:
+                removed += flows.delete(key)
+        missing = {
+            key: each.ifindex for key, each in followed.items() if key not in present and each.links & unrecorded.keys()
+        }
+        table.unsettle(Kind.HOST_FLOWS, missing.values())
+        flows.update_batch(b"".join(missing), b"".join(_VALUE.pack(each, began) for each in missing.values()))
+        in_use.update(missing.values())
+        table.settle(Kind.HOST_FLOWS, {link: each for link, each in unsettled.items() if link not in in_use})
+        table.settle(Kind.UNRECORDED, unrecorded)
+        return Looked(len(present) - removed + len(missing), len(missing), removed)
+
+
+class _Followed(NamedTuple):
+    ifindex: int  # the link that counts it
+    links: frozenset[int]  # of the pods of this node at its ends
+
+
+def _followed(
+    family: int, connections: list[Tracked], pods: Mapping[bytes, int], cluster: PrefixSet
+) -> dict[bytes, _Followed]:
+    """The connections whose packets the short cut could take, by their keys in host_flows: one end is a pod of this
+    node, the other a pod of this or in the cluster. What the host translates has packets of two kinds, of each of which
+    both directions count: an ICMP error is known by the packet that it quotes.
+    """
+    found = {}
+    for original, reply in connections:
+        for way in (original,) if original == reply.reversed() else (original, reply):
+            links = frozenset(filter(None, map(pods.get, (way.source, way.destination))))
+            if links and all(end in pods or cluster.covers(end) for end in (way.source, way.destination)):
+                followed = _Followed(pods.get(reply.source) or min(links), links)
+                found[flow_key(family, way)] = found[flow_key(family, way.reversed())] = followed
+    return found

@@ -1,0 +1,182 @@
+"""Which address is behind which pod link: what the host itself would go by, never what a packet says.
+
+Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, and ports
+with a link-layer address behind them; that of the pod's own end is read in the pod's network namespace, since a bridge
+forgets what it has learned when packets pass it by.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import rt_scope, rt_type
+
+from kproxy_ebpf.contract.layouts import address_bytes
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts
+from kproxy_ebpf.linux import rtnetlink
+from kproxy_ebpf.linux.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests
+
+_MAIN_TABLE = 254
+_UP = 1
+
+
+class Port(NamedTuple):
+    """A pod's link that packets can be handed through: a veth whose end with `mac` is in another network namespace."""
+
+    ifindex: int
+    bridge: int  # that it is a port of, or 0
+    mac: bytes
+    router_mac: bytes  # of the link, or of its bridge
+    netns_id: int
+
+
+class Found(NamedTuple):
+    """The ports among the links asked for; by family, which of them has which address: one each, for one link each;
+    and what else was read on the way.
+    """
+
+    ports: dict[int, Port]
+    addresses: dict[int, dict[bytes, int]]
+    survey: Survey
+
+
+Claims = dict[bytes, set[int]]
+"""Which links say that an address is behind them."""
+
+
+class PodAddresses:
+    """What was read last. Pods' ends of links are asked for once each."""
+
+    def __init__(self) -> None:
+        self._macs: dict[int, bytes] = {}
+
+    def read(self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]) -> Found:
+        """What is known now. `known` is what held until now: an address behind a bridge stays known while nothing
+        contradicts, because neighbour entries that are not used are forgotten. Raises OSError.
+        """
+        with requests("addresses of pods") as route:
+            survey = rtnetlink.survey(route)
+            ports = self._ports(route, survey.links, links)
+            claims = {
+                family: (*_host_routes(messages, family), *_neighbours(route, family, ports))
+                for family, messages in survey.routes.items()
+            }
+        addresses = {family: _addresses(ports, claims[family], known[family]) for family in claims}
+        return Found(ports, addresses, survey)
+
+    def _ports(self, route: IPRoute, messages: Mapping[int, Message], links: Collection[int]) -> dict[int, Port]:
+        bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if _is_plain_bridge(message)}
+        self._macs = {ifindex: mac for ifindex, mac in self._macs.items() if ifindex in messages}
+        ports = {}
+        for ifindex in links & messages.keys():
+            message = messages[ifindex]
+            bridge = message.get_attr("IFLA_MASTER") or 0
+            router_mac = bridges.get(bridge, b"") if bridge else _mac(message)
+            if _is_plain_veth(message) and router_mac and (mac := self._mac_behind(route, ifindex, message)):
+                ports[ifindex] = Port(ifindex, bridge, mac, router_mac, message.get_attr("IFLA_LINK_NETNSID"))
+        return ports
+
+    def _mac_behind(self, route: IPRoute, ifindex: int, message: Message) -> bytes:
+        """The link-layer address of the pod's end; b"" where it is gone."""
+        if ifindex not in self._macs:
+            peer = {"index": message.get_attr("IFLA_LINK"), "if_netnsid": message.get_attr("IFLA_LINK_NETNSID")}
+            try:
+                (answer,) = route.link("get", **peer)
+            except NetlinkError:
+                return b""
+            self._macs[ifindex] = _mac(answer)
+        return self._macs[ifindex]
+
+
+def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[int, LinkFacts]:
+    """What the programs are told of the ports, given one family's addresses."""
+    pods = {ifindex: address for address, ifindex in addresses.items()}
+    return {
+        port.ifindex: LinkFacts(pods.get(port.ifindex, b""), port.bridge, port.router_mac, port.netns_id)
+        for port in ports.values()
+    }
+
+
+def _addresses(
+    ports: Mapping[int, Port], claimed: Iterable[tuple[bytes, int]], known: Mapping[bytes, int]
+) -> dict[bytes, int]:
+    claims: Claims = {}
+    for address, ifindex in claimed:
+        if not is_link_local(address):
+            claims.setdefault(address, set()).add(ifindex)
+    for address, ifindex in known.items():
+        if ifindex in ports and ports[ifindex].bridge:
+            claims.setdefault(address, {ifindex})
+    return one_each(claims, ports.keys(), known)
+
+
+def one_each(claims: Claims, ports: Collection[int], known: Mapping[bytes, int]) -> dict[bytes, int]:
+    """The addresses that one link claims, if it is a port; of several of one link the one known, or else the lowest."""
+    sole = {address: next(iter(links)) for address, links in claims.items() if len(links) == 1}
+    chosen: dict[int, bytes] = {}
+    for address in sorted(sole, key=lambda each: (known.get(each) != sole[each], each)):
+        if sole[address] in ports:
+            chosen.setdefault(sole[address], address)
+    return {address: ifindex for ifindex, address in chosen.items()}
+
+
+def is_link_local(address: bytes) -> bool:
+    """fe80::/10 and 169.254.0.0/16: each link has its own."""
+    return ip_address(address).is_link_local
+
+
+def _host_routes(messages: Iterable[Message], family: int) -> Iterator[tuple[bytes, int]]:
+    """Whole addresses that are directly behind a link."""
+    for message in messages:
+        is_direct = message.get_attr("RTA_GATEWAY") is None and message.get_attr("RTA_MULTIPATH") is None
+        is_host = message["dst_len"] == 8 * address_bytes(family) and message["type"] == rt_type["unicast"]
+        is_link = family == 6 or message["scope"] == rt_scope["link"]
+        if is_host and is_direct and is_link and message.get_attr("RTA_TABLE") == _MAIN_TABLE:
+            yield _packed(family, message.get_attr("RTA_DST")), message.get_attr("RTA_OIF")
+
+
+def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Iterator[tuple[bytes, int]]:
+    """Addresses that a bridge has a neighbour for: the port that it is behind, or 0 where that is no pod's."""
+    behind = {(port.bridge, port.mac): port.ifindex for port in ports.values() if port.bridge}
+    bridges = {port.bridge for port in ports.values()}
+    for message in rtnetlink.dump(partial(route.get_neighbours, family=rtnetlink.FAMILIES[family])):
+        mac = message.get_attr("NDA_LLADDR")
+        if message["ifindex"] in bridges and mac and not message["state"] & NO_NEIGHBOUR:
+            address = _packed(family, message.get_attr("NDA_DST"))
+            yield address, behind.get((message["ifindex"], _binary(mac)), 0)
+
+
+def _is_plain_veth(message: Message) -> bool:
+    """With a queueing discipline packets may have to wait there, as the bandwidth plugin wants it."""
+    return (
+        message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "veth"
+        and message.get_attr("IFLA_LINK_NETNSID") is not None
+        and message.get_attr("IFLA_QDISC") == "noqueue"
+        and bool(message["flags"] & _UP)
+    )
+
+
+def _is_plain_bridge(message: Message) -> bool:
+    linkinfo = message.get_attr("IFLA_LINKINFO")
+    if linkinfo is None or linkinfo.get_attr("IFLA_INFO_KIND") != "bridge":
+        return False
+    data = linkinfo.get_attr("IFLA_INFO_DATA")
+    return data is not None and not data.get_attr("IFLA_BR_VLAN_FILTERING")
+
+
+def _mac(message: Message) -> bytes:
+    return _binary(message.get_attr("IFLA_ADDRESS") or "")
+
+
+def _binary(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _packed(family: int, address: str) -> bytes:
+    return socket.inet_pton(rtnetlink.FAMILIES[family], address)

@@ -1,0 +1,1 @@
+"""Compiling, loading, pinning, and the migration from one generation of programs and maps to the next."""

@@ -1,0 +1,236 @@
+"""Generations: everything compiled from one text and one set of constants, pinned under their digest.
+
+    BPFFS/kproxy-ebpf/<digest>/maps/…        frontends_v4, counters, …
+    BPFFS/kproxy-ebpf/<digest>/programs/…    from_pod_v4, …
+    BPFFS/kproxy-ebpf/current                a symbolic link to the generation in force
+    BPFFS/kproxy-ebpf/new-<digest>           one being built, or what a killed build left
+    BPFFS/kproxy-ebpf/old-<digest>           one that had to make way for another of its name
+
+The way from one to the next, which no packet notices: `ensure` builds it beside, taking maps over or copying service
+tables; the caller fills these if it is not `ready`, calls `inherit` and `activate`, swaps the attached programs, and
+then calls `retire_others`. Every step may be repeated by another process, if this one is killed.
+
+Flow tables that could not be taken over are copied by `inherit`. What the programs before learn until they are swapped
+is theirs alone, so from then on the new ones hand packets of no known flow to them (the prog array `predecessor`),
+until `retire_others` has fetched the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import time
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import structlog
+
+from kproxy_ebpf.contract.maps import FAMILY_MAPS, SHARED_MAPS, pinned_name
+from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
+from kproxy_ebpf.datapath.generations import bpffs
+from kproxy_ebpf.datapath.generations.build import FAMILIES, build
+from kproxy_ebpf.datapath.generations.migrate import (
+    carry_flows,
+    carry_service_tables,
+    carry_settings,
+    fetch_flows,
+    shares_flows,
+)
+from kproxy_ebpf.datapath.generations.sources import Constants, Source, read_source, source_folder
+from kproxy_ebpf.errors import LoadError
+from kproxy_ebpf.linux.bpf import Map, Program
+
+log = structlog.get_logger(__name__)
+
+KEPT_SECONDS = 432_000
+"""How long programs whose flows can't be carried over go on serving them: the longest time-out of a flow."""
+
+_CURRENT = "current"
+_NEW, _OLD = "new-", "old-"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation's pins. `ready`: its service tables hold what the generation in force holds, so that its programs
+    may take over at once; False for the very first and where the tables could not be carried over.
+    """
+
+    path: Path
+    ready: bool = field(default=True, compare=False)
+
+    @property
+    def digest(self) -> str:
+        return self.path.name
+
+    @property
+    def root(self) -> Path:
+        return self.path.parent
+
+    def map(self, name: str, family: int | None = None) -> Map:
+        """Open a map by its C name; `family` for all but the shared ones. Raises OSError."""
+        return Map.open(self.path / "maps" / (pinned_name(name, family) if family else name))
+
+    def program(self, name: str, family: int) -> Program:
+        """Open a program by its C name. Raises OSError."""
+        return Program.open(self.path / "programs" / pinned_name(name, family))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pin is there."""
+        maps = {pinned_name(name, family) for name in FAMILY_MAPS for family in FAMILIES} | {*SHARED_MAPS}
+        programs = {pinned_name(name, family) for family in FAMILIES for name in (*PROGRAMS, *SOCKET_PROGRAMS[family])}
+        return maps <= _names(self.path / "maps") and programs <= _names(self.path / "programs")
+
+    @property
+    def _serves(self) -> bool:
+        """Whether its programs at the links are still pinned; it may be of another version and have other maps."""
+        programs = {pinned_name(name, family) for name in ("from_pod", "to_pod") for family in FAMILIES}
+        return programs <= _names(self.path / "programs")
+
+    @property
+    def is_current(self) -> bool:
+        link = self.root / _CURRENT
+        return link.is_symlink() and link.readlink().name == self.digest
+
+    def activate(self) -> None:
+        """Make this the generation in force, in one step."""
+        if self.is_current:
+            return
+        link = self.root / f"{_NEW}{_CURRENT}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.digest)
+        link.rename(self.root / _CURRENT)
+
+    def inherit(self) -> None:
+        """Learn the flows of the generation in force, and let its programs have the packets of those not known here.
+
+        For the moment before `activate`.
+        """
+        before = _in_force(self.root)
+        if before is None or before == self:
+            return  # `predecessor` is as an earlier attempt left it
+        carry_flows(before.path, self.path)
+        if shares_flows(before.path, self.path):
+            older = [other for other in self._others() if other != before]
+            self._hand_on_to(older[0] if older else None)
+        else:
+            self._hand_on_to(before)
+
+    def retire_others(self) -> None:
+        """Remove all other generations, once no attached program is theirs, and all that they know of flows is here.
+
+        Of those whose flows can't be carried over the newest stays: its programs serve them until `retire_aged`, or
+        until the next has to stay.
+        """
+        others = self._others()
+        unread = [other for other in others if not fetch_flows(other.path, self.path)]
+        kept = unread[0] if unread else None
+        self._hand_on_to(kept)
+        for other in others:
+            if other != kept:
+                shutil.rmtree(other.path)
+        if kept is not None:
+            log.warning(
+                "flows stay with the programs that made them", generation=kept.digest, days=KEPT_SECONDS / 86400
+            )
+
+    def retire_aged(self) -> None:
+        """Remove what has been kept for longer than a flow lives."""
+        if self.has_predecessor and time.time() - _made_at(self) > KEPT_SECONDS:
+            self.retire_kept()
+
+    def retire_kept(self) -> None:
+        """Remove what serves flows that are not known here: there are none any more."""
+        self._hand_on_to(None)
+        for other in self._others():
+            shutil.rmtree(other.path)
+
+    @property
+    def has_predecessor(self) -> bool:
+        """Whether another generation serves flows that are not known here."""
+        return bool(self._others())
+
+    def _others(self) -> list[Generation]:
+        """All other generations, the newest first."""
+        folders = [path for path in self.root.iterdir() if not path.is_symlink() and (path / "maps").is_dir()]
+        others = [Generation(path) for path in folders if path != self.path]
+        return sorted(others, key=_made_at, reverse=True)
+
+    def _hand_on_to(self, generation: Generation | None) -> None:
+        """Let another generation's programs, as far as they are still pinned, have the packets of no known flow."""
+        present = _names(generation.path / "programs") if generation is not None and generation._serves else set()
+        for family, slot in product(FAMILIES, PredecessorIndex):
+            index, name = struct.pack("=I", slot), slot.name.lower()
+            with self.map("predecessor", family) as predecessor:
+                if generation is None or pinned_name(name, family) not in present:
+                    predecessor.delete(index)
+                    continue
+                with generation.program(name, family) as program:
+                    predecessor.update(index, struct.pack("=I", program.fd))
+
+
+def current(bpffs_folder: Path) -> Generation | None:
+    """The generation in force, whether or not a daemon runs; None where there is none."""
+    return _in_force(bpffs_folder / bpffs.ROOT)
+
+
+def ensure(bpffs_folder: Path, constants: Constants, sources: Path | None = None) -> Generation:
+    """The generation of these constants and of the C sources: adopted where it is in force, else built, not activated.
+
+    The caller holds the NodeLock. Raises NodeError, LoadError.
+    """
+    root = bpffs.root(bpffs_folder)
+    source = read_source(sources or source_folder(), constants)
+    in_force = current(bpffs_folder)
+    if in_force is not None and in_force.digest == source.digest and in_force.is_complete:
+        return in_force
+    for leftover in root.glob(f"{_NEW}*"):
+        leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
+    return _build_beside(root, source, in_force)
+
+
+def remove_all(bpffs_folder: Path) -> None:
+    """Unpin everything that is ours, which also detaches what is attached by pinned links."""
+    root = bpffs_folder / bpffs.ROOT
+    if root.exists():
+        shutil.rmtree(root)
+
+
+def _build_beside(root: Path, source: Source, previous: Generation | None) -> Generation:
+    folder, done = root / f"{_NEW}{source.digest}", root / source.digest
+    try:
+        for name in ("", "maps", "programs"):
+            (folder / name).mkdir(mode=0o700)
+        build(source, folder, previous.path if previous else None)
+        _check_complete(Generation(folder))
+        if previous is not None:
+            carry_settings(previous.path, folder)
+        ready = previous is not None and carry_service_tables(previous.path, folder)
+        if done.exists():  # never in force, incomplete, or one that still serves flows of its own
+            shutil.rmtree(root / f"{_OLD}{source.digest}", ignore_errors=True)
+            done.rename(root / f"{_OLD}{source.digest}")
+        folder.rename(done)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Generation(done, ready)
+
+
+def _check_complete(generation: Generation) -> None:
+    if not generation.is_complete:
+        raise LoadError(f"not everything was pinned in {generation.path}: the C sources do not fit this version")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _in_force(root: Path) -> Generation | None:
+    link = root / _CURRENT
+    return Generation(root / link.readlink()) if link.is_symlink() and link.exists() else None
+
+
+def _made_at(generation: Generation) -> float:
+    """When its maps were pinned, in seconds since 1970."""
+    return (generation.path / "maps").stat().st_mtime

@@ -1,0 +1,104 @@
+"""Where the fields of each map's keys and values stand, written down beside the maps, and what follows from it.
+
+Each generation holds this text in its map `schema`, as JSON: {"flows_v4": {"key": {"source": [0, 4], …}, "value":
+{…}}, …}, with offset and size in bytes of each field. Fields of structures within structures have names like
+`to.source`; padding is not listed; a plain number is one field without a name. Entries of a map whose layout is another
+are carried over by field name, so a name never changes its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ctypes import Structure, sizeof
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kproxy_ebpf.contract.layouts import SCHEMA_BYTES
+from kproxy_ebpf.contract.maps import FAMILY_MAPS, entries, pinned_name
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.linux.bpf import Map
+
+Fields = dict[str, tuple[int, int]]
+"""Offset and size in bytes, by name."""
+
+_FIRST = bytes(4)
+_PADDING = "pad"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The layout of one map."""
+
+    key: Fields
+    value: Fields
+
+
+@cache
+def own_layouts() -> dict[str, Entry]:
+    """Of this version's maps, by the name that they are pinned under."""
+    return {
+        pinned_name(name, family) if name in FAMILY_MAPS else name: Entry(_fields(key), _fields(value))
+        for family in FAMILIES
+        for name, (key, value) in entries(family).items()
+    }
+
+
+def write_layouts(generation: Path) -> None:
+    """Write this version's layouts down in a generation's folder. Raises OSError."""
+    text = json.dumps({name: {"key": entry.key, "value": entry.value} for name, entry in own_layouts().items()})
+    with Map.open(generation / "maps/schema") as schema:
+        schema.update(_FIRST, text.encode().ljust(SCHEMA_BYTES, b"\0"))
+
+
+def read_layouts(generation: Path) -> dict[str, Entry]:
+    """What a generation's text says, of whatever version it is; nothing where it can't be read."""
+    try:
+        with Map.open(generation / "maps/schema") as schema:
+            text = (schema.lookup(_FIRST) or b"").rstrip(b"\0")
+        return {name: Entry(_read(entry["key"]), _read(entry["value"])) for name, entry in json.loads(text).items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+class Conversion:
+    """Packed elements of one layout become those of another: a new field is 0, one that is gone is dropped."""
+
+    def __init__(self, before: Fields, after: Fields, size_before: int, size_after: int) -> None:
+        """Sizes are those of whole elements. Raises ValueError where a field has another size, or is not inside."""
+        common = [(before[name], after[name]) for name in after if name in before]
+        if any(size != other for (_, size), (_, other) in common):
+            raise ValueError("a field has another size")
+        if any(offset + size > size_before for offset, size in before.values()):
+            raise ValueError("a field is not inside its element")
+        self._changes_nothing = before == after and size_before == size_after
+        self._sizes = size_before, size_after
+        self._moves = [(old + byte, new + byte) for (old, size), (new, _) in common for byte in range(size)]
+
+    def __call__(self, elements: bytes) -> bytes:
+        if self._changes_nothing:
+            return elements
+        size_before, size_after = self._sizes
+        converted = bytearray(len(elements) // size_before * size_after)
+        for old, new in self._moves:
+            converted[new::size_after] = elements[old::size_before]
+        return bytes(converted)
+
+
+def _fields(type_: Any) -> Fields:
+    return dict(_walk(type_, "", 0)) if issubclass(type_, Structure) else {"": (0, sizeof(type_))}
+
+
+def _walk(structure: Any, prefix: str, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, type_, *_ in structure._fields_:
+        offset = base + getattr(structure, name).offset
+        if issubclass(type_, Structure):
+            yield from _walk(type_, f"{prefix}{name}.", offset)
+        elif name != _PADDING:
+            yield prefix + name, (offset, sizeof(type_))
+
+
+def _read(fields: dict[str, list[int]]) -> Fields:
+    return {name: (int(offset), int(size)) for name, (offset, size) in fields.items()}

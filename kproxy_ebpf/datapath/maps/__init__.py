@@ -1,0 +1,1 @@
+"""Access to single maps in the planner's words."""

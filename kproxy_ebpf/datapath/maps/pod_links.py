@@ -1,0 +1,179 @@
+"""The element that a pod's link has in the programs' array, and what the daemon may say about it there.
+
+A `standing` in it is a flag that the programs read without a lock (struct standing in bpf_src/contract.h): read it
+(`unsettled`) before looking for the things that it stands for, and `settle` with what was read only if none was found.
+What is not settled counts as there.
+
+Two things may come in between. Programs make something: they count up `made`, and what is written then is no longer one
+more than it. Or another thread of the daemon makes something, or knows better, and calls `unsettle` once that can be
+found: then `settled` is another than was read, and nothing is written. It can't have become the same again: `unsettle`
+lowers it, and only `settle` raises it, which for each kind one thread alone does, once after each look (flows: the
+sweep; the others: the look at conntrack). Nobody but this process writes `settled`, so a lock makes comparing and
+writing one step.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+from kproxy_ebpf.contract.layouts import address_bytes, layouts
+from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.arrays import MappedArray
+from kproxy_ebpf.linux.kernel import wait_for_packets_under_way
+
+_WORD = 4
+_WRAP = 1 << 32
+_WRITING = threading.Lock()
+
+
+class Kind(StrEnum):
+    """What a standing stands for: the fields of struct pod_link."""
+
+    FLOWS = "flows"
+    HOST_FLOWS = "host_flows"
+    UNRECORDED = "unrecorded"
+
+
+class Standing(NamedTuple):
+    """See struct standing; what `unsettled` read, for `settle`."""
+
+    made: int
+    settled: int
+
+    @property
+    def is_settled(self) -> bool:
+        return self.settled == (self.made + 1) % _WRAP
+
+
+class LinkFacts(NamedTuple):
+    """What the programs are told of a link. `pod`: the pod's address, packed; b"" where none is known. `bridge`: the
+    ifindex of the bridge that the link is a port of, or 0. `router_mac`: what the pod addresses for the host to route.
+    `netns_id`: the pod's network namespace, as the host's numbers it.
+    """
+
+    pod: bytes
+    bridge: int
+    router_mac: bytes
+    netns_id: int
+
+
+class PodLinkTable:
+    """The array of one address family. A link whose place is another's has no element: it goes the slow way."""
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self._array = MappedArray(generation.map("pod_links", family))
+        self._places = self._array.map.info.max_entries
+        self._step = self._array.stride // _WORD
+        layout, size = layouts(family).PodLink, address_bytes(family)
+        self._standings = {kind: getattr(layout, kind).offset // _WORD for kind in Kind}
+        self._facts = struct.Struct(f"={size}s6sxxI")
+        self._facts_at = layout.pod.offset // _WORD
+
+    def links(self) -> dict[int, LinkFacts]:
+        """All links that have an element."""
+        with self._array.words() as words:
+            return {words[base]: self._read(words, base) for base in self._used(words)}
+
+    def tell(self, facts: Mapping[int, LinkFacts]) -> None:
+        """Make these the links that have elements. What was settled of one whose facts change is so no more."""
+        with self._writing() as words:
+            for base in self._used(words):
+                if words[base] not in facts:
+                    words[base] = 0
+            for ifindex, wanted in facts.items():
+                base = self._base(ifindex)
+                if words[base] == 0 or (words[base] == ifindex and self._read(words, base) != wanted):
+                    self._write(words, base, ifindex, wanted)
+
+    def unsettled(self, kind: Kind) -> dict[int, Standing]:
+        """The standings of the links where the kind is not settled, by ifindex."""
+        with self._writing() as words:
+            standings = {words[base]: self._standing(words, base, kind) for base in self._used(words)}
+        return {ifindex: standing for ifindex, standing in standings.items() if not standing.is_settled}
+
+    def settle(self, kind: Kind, looked: Mapping[int, Standing]) -> None:
+        """At these links nothing of the kind was found; `looked` is what `unsettled` said before it was looked for."""
+        with self._writing() as words:
+            for ifindex, standing in looked.items():
+                base = self._base(ifindex)
+                if words[base] == ifindex and self._standing(words, base, kind).settled == standing.settled:
+                    words[base + self._standings[kind] + 1] = (standing.made + 1) % _WRAP
+
+    def unsettle(self, kind: Kind, ifindexes: Iterable[int] | None = None) -> None:
+        """Something of the kind may be there: at these links, or at all. For others than the thread that looks, once it
+        can be found.
+        """
+        wanted = None if ifindexes is None else frozenset(ifindexes)
+        with self._writing() as words:
+            for base in self._used(words):
+                if wanted is None or words[base] in wanted:
+                    self._unsettle(words, base, kind)
+
+    def close(self) -> None:
+        self._array.map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[memoryview]:
+        """The array, which no other thread reads or writes meanwhile; programs do."""
+        with _WRITING, self._array.words() as words:
+            yield words
+
+    def _base(self, ifindex: int) -> int:
+        return ifindex % self._places * self._step
+
+    def _used(self, words: memoryview) -> Iterator[int]:
+        """Where elements begin that are some link's."""
+        ifindexes = words[: self._places * self._step : self._step].tolist()
+        return (place * self._step for place, ifindex in enumerate(ifindexes) if ifindex)
+
+    def _standing(self, words: memoryview, base: int, kind: Kind) -> Standing:
+        at = base + self._standings[kind]
+        return Standing(words[at], words[at + 1])
+
+    def _unsettle(self, words: memoryview, base: int, kind: Kind) -> None:
+        at = base + self._standings[kind] + 1
+        words[at] = (words[at] - 1) % _WRAP  # it is never more than `made + 1`: now less, whatever is made meanwhile
+
+    def _read(self, words: memoryview, base: int) -> LinkFacts:
+        at = base + self._facts_at
+        pod, mac, netns_id = self._facts.unpack(words[at : at + self._facts.size // _WORD].tobytes())
+        return LinkFacts(pod if any(pod) else b"", words[base + 1], mac, netns_id)
+
+    def _write(self, words: memoryview, base: int, ifindex: int, facts: LinkFacts) -> None:
+        for kind in Kind:
+            self._unsettle(words, base, kind)
+        words[base + 1] = facts.bridge
+        at = base + self._facts_at
+        packed = memoryview(self._facts.pack(facts.pod, facts.router_mac, facts.netns_id)).cast("I")
+        words[at : at + len(packed)] = packed
+        words[base] = ifindex
+
+
+@contextmanager
+def unrecorded(generation: Generation, families: Iterable[int] = FAMILIES) -> Iterator[None]:
+    """The block lets the short cut take what it could not before: connections may have begun the host's way unnoticed,
+    up to the last packet that met what was before. No link is settled when that packet has been dealt with, be it by a
+    look that read conntrack too early for it, so they are looked for first. Blocks for some milliseconds.
+    """
+    _unrecord(generation, families)
+    yield
+    wait_for_packets_under_way()
+    _unrecord(generation, families)
+
+
+def _unrecord(generation: Generation, families: Iterable[int]) -> None:
+    for family in families:
+        with PodLinkTable(generation, family) as table:
+            table.unsettle(Kind.UNRECORDED)

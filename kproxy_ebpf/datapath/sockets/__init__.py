@@ -1,0 +1,1 @@
+"""The programs at the cgroup, and terminating sockets whose backend is gone."""

@@ -1,0 +1,185 @@
+"""The end of sockets that were translated at connect() and whose backend is gone: no packet of theirs passes a program
+that could tell them.
+
+Rules as for flows (SEMANTICS, connections over time): TCP ends with the backend's pod, UDP already where the backend
+has left its Service.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+from kproxy_ebpf.contract.layouts import BackendState
+from kproxy_ebpf.contract.programs import LISTING_PROGRAMS
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import codec
+from kproxy_ebpf.linux import libbpf
+from kproxy_ebpf.linux.bpf import Descriptor
+from kproxy_ebpf.linux.netns import NamespaceGoneError, entered, other_namespaces
+from kproxy_ebpf.linux.sock_diag import TARGETS_MAX, Found, SockDiag, Target
+from kproxy_ebpf.model.service_tables import Backend
+
+_U32 = Struct("=I")
+_LISTED = Struct("=QII")  # struct listed_socket
+_READ_BYTES = 1 << 16
+_TRACE_ITER = 28  # enum bpf_attach_type
+_ENDING = {
+    socket.IPPROTO_TCP: {BackendState.GONE},
+    socket.IPPROTO_UDP: {BackendState.GONE, BackendState.LEFT},
+}
+_SOCKET_FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
+"""Which sockets talk to backends of a family: those of IPv6 to IPv4 as well, by mapped addresses."""
+
+
+class Lost(NamedTuple):
+    """A backend that is no more, and where it was; None where another one has its id by now."""
+
+    state: BackendState
+    target: Target | None
+
+
+def is_ended(found: Found, lost: Lost | None, ending: Collection[BackendState]) -> bool:
+    """Whether a socket ends with its backend. Its peer tells whether the id that it bears is of this table: it is not
+    where tables could not be carried over.
+    """
+    return lost is not None and lost.state in ending and lost.target in (None, found.peer)
+
+
+class Severing:
+    """Ends sockets of one address family's backends. Keeps the maps open; `close` when done.
+
+    Raises OSError where the kernel can't list the sockets.
+    """
+
+    def __init__(self, generation: Generation, family: int) -> None:
+        self._family = family
+        self._backends = generation.map("backends", family)
+        self._led = generation.map("led", family)
+        self._listings = [_iterator(generation, name, family) for name in LISTING_PROGRAMS]
+
+    def sever(self, backend_ids: Collection[int] | None = None) -> int:
+        """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
+
+        Blocks in a thread, for some walks through the node's tables of sockets for each network namespace (about a
+        millisecond on a quiet node), and not at all where no socket has been led to these backends. Namespaces and
+        sockets that end meanwhile are passed over. Raises OSError.
+        """
+        if backend_ids is not None:
+            backend_ids = {backend_id for backend_id in backend_ids if self._was_led_to(backend_id)}
+            if not backend_ids:
+                return 0
+        targets = self._targets(backend_ids) if backend_ids else []
+        namespaces = other_namespaces()
+        if backend_ids and not namespaces:
+            raise FileNotFoundError(errno.ENOENT, "no pod's network namespace is to be seen, such as in /run/netns")
+        return sum(self._sever_in(namespace, backend_ids, targets) for namespace in namespaces)
+
+    def learn(self) -> None:
+        """Note in `led` which backends of now the sockets were led to: programs of a version without that map may have
+        led them.
+
+        Blocks like `sever`. Raises OSError.
+        """
+        led: set[tuple[int, int]] = set()
+        for namespace in other_namespaces():
+            with suppress(NamespaceGoneError):  # its pod has ended
+                led |= {(backend_id, epoch) for _, backend_id, epoch in self._listed(namespace)}
+        for backend_id, epoch in led:
+            backend = self._backend(backend_id)
+            if backend is not None and backend.epoch == epoch:
+                self._led.update(_U32.pack(backend_id), _led_in(epoch))
+
+    def close(self) -> None:
+        for descriptor in (self._backends, self._led, *self._listings):
+            descriptor.close()
+
+    def _was_led_to(self, backend_id: int) -> bool:
+        """Whether a socket has been led to this backend, be it one that has ended since."""
+        backend = self._backend(backend_id)
+        return backend is not None and self._led.lookup(_U32.pack(backend_id)) == _led_in(backend.epoch)
+
+    def _listed(self, namespace: Path) -> Iterator[tuple[int, int, int]]:
+        """(cookie, backend id, epoch) of each socket in `connections` that lives in a network namespace."""
+        for listing in self._listings:
+            with entered(namespace):
+                reading = Descriptor(libbpf.call("bpf_iter_create", "list of sockets", listing.fd), "list of sockets")
+            with reading:
+                while data := os.read(reading.fd, _READ_BYTES // _LISTED.size * _LISTED.size):
+                    yield from _LISTED.iter_unpack(data)
+
+    def _lost(self, backend_id: int, epoch: int, *, only_present: bool) -> Lost | None:
+        """What has become of a socket's backend; None where it serves. Another epoch: the id has been given away, so
+        that backend has left or is gone, and nobody knows which; with `only_present` it is not asked for.
+        """
+        backend = self._backend(backend_id)
+        if backend is None or backend.epoch != epoch:
+            return None if only_present else Lost(BackendState.LEFT, None)
+        if backend.state not in (BackendState.LEFT, BackendState.GONE):
+            return None
+        return Lost(BackendState(backend.state), (backend.address, backend.port))
+
+    def _backend(self, backend_id: int) -> Backend | None:
+        row = self._backends.lookup(_U32.pack(backend_id))
+        return codec(self._family).unpack_backend(row) if row else None
+
+    def _targets(self, backend_ids: Collection[int]) -> list[Target]:
+        """Where their sockets are connected to; none, which is no filter, where that are too many."""
+        if len(backend_ids) > TARGETS_MAX:
+            return []
+        backends = filter(None, map(self._backend, backend_ids))
+        return [(backend.address, backend.port) for backend in backends]
+
+    def _sever_in(self, namespace: Path, backend_ids: Collection[int] | None, targets: Sequence[Target]) -> int:
+        try:
+            doomed = self._doomed(namespace, backend_ids)
+            if not doomed:
+                return 0
+            with entered(namespace):
+                diag = SockDiag()
+        except NamespaceGoneError:  # its pod has ended
+            return 0
+        with diag:
+            return sum(
+                _destroy(diag, found)
+                for family in _SOCKET_FAMILIES[self._family]
+                for protocol, ending in _ENDING.items()
+                for found in list(diag.find(family, protocol, targets))
+                if is_ended(found, doomed.get(found.cookie), ending)
+            )
+
+    def _doomed(self, namespace: Path, backend_ids: Collection[int] | None) -> dict[int, Lost]:
+        """By cookie, what has become of the backend of each socket that may have to end."""
+        lost = {
+            cookie: self._lost(backend_id, epoch, only_present=backend_ids is not None)
+            for cookie, backend_id, epoch in self._listed(namespace)
+            if backend_ids is None or backend_id in backend_ids
+        }
+        return {cookie: each for cookie, each in lost.items() if each is not None}
+
+
+def _led_in(epoch: int) -> bytes:
+    """What `led` holds of a backend to which sockets were led in this epoch."""
+    return _U32.pack((epoch + 1) & 0xFFFFFFFF)
+
+
+def _iterator(generation: Generation, name: str, family: int) -> Descriptor:
+    """A link from which any number of walks through sockets can be made."""
+    with generation.program(name, family) as program:
+        return Descriptor(libbpf.call("bpf_link_create", name, program.fd, 0, _TRACE_ITER, None), name)
+
+
+def _destroy(diag: SockDiag, found: Found) -> bool:
+    try:
+        diag.destroy(found)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # it has ended by itself
+            raise
+        return False
+    return True

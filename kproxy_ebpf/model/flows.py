@@ -1,0 +1,51 @@
+"""A flow, as the commands and the sweep see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTuple:
+    """Addresses are packed, ports plain."""
+
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    protocol: int
+    direction: Direction
+
+    def reversed(self) -> FlowTuple:
+        """The opposite way, at the same hook."""
+        return FlowTuple(
+            self.destination, self.destination_port, self.source, self.source_port, self.protocol, self.direction
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """One entry: packets that match `tuple` become `to`. Each connection has two, of which one has FlowFlags.REPLY.
+
+    `idle_seconds` and `age_seconds` count from now; the programs write the last use at most once a second.
+    """
+
+    family: int
+    tuple: FlowTuple
+    to: FlowTuple
+    state: FlowState
+    flags: FlowFlags
+    backend_id: int
+    epoch: int
+    service_id: int
+    idle_seconds: int
+    age_seconds: int
+    ifindex: int
+
+    def mirrored(self) -> FlowRecord:
+        """The entry for the opposite way."""
+        key = replace(self.to.reversed(), direction=self.to.direction)
+        to = replace(self.tuple.reversed(), direction=self.tuple.direction)
+        return replace(self, tuple=key, to=to, flags=self.flags ^ FlowFlags.REPLY)

@@ -1,0 +1,1 @@
+"""From planned Services to ordered table writes: pure bookkeeping."""

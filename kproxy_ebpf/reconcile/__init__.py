@@ -1,0 +1,1 @@
+"""Level-triggered reconciliation: what is dirty is planned again and written."""

@@ -1,0 +1,328 @@
+"""Brings the tables to what the cluster says: events mark Services dirty, dirty Services are planned and written.
+
+Level-triggered: a mark says only that a Service is to be planned anew from the snapshot, so any number of events about
+it cost one plan. Nothing is written before every kind has synced once. A failed write is repeated with back-off; what
+was staged for it stays staged in `Tables`, and later changes join it. A full table stops the Services that do not fit,
+and no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kproxy_ebpf.errors import MapFullError
+from kproxy_ebpf.model.service_tables import TableWrites
+from kproxy_ebpf.model.services import EndpointSlice, Node, ServiceName
+from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Snapshot, Upserted
+from kproxy_ebpf.plan.services.claims import Conflict, seniority
+from kproxy_ebpf.plan.services.plan import PlanSettings, ServicePlan, plan_service
+from kproxy_ebpf.plan.tables.services import Tables
+
+Clock = Callable[[], float]
+
+
+class TableWriter(Protocol):
+    """Performs writes on the maps of one family."""
+
+    def apply(self, family: int, writes: TableWrites) -> None:
+        """In the order of the fields. Raises MapFullError or OSError, possibly with a part of them done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. `window`: how long events are gathered before a batch; 0 is the next turn of the loop. `batch`: how
+    long planning may hold the loop. `first_retry` doubles up to `last_retry`, and is shortened at random by up to half.
+    """
+
+    window: float = 0.0
+    batch: float = 0.005
+    first_retry: float = 0.1
+    last_retry: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """One batch that is in the maps. `programming_seconds` are counted from each slice's trigger time to now;
+    `pending` Services are still to come. `without_local` counts, by family, the frontends that drop for want of an
+    endpoint on this node.
+    """
+
+    duration_seconds: float
+    services: int
+    pending: int
+    writes: Mapping[int, TableWrites]
+    programming_seconds: Sequence[float]
+    without_local: Mapping[int, int] = field(default_factory=dict)
+
+
+class Observer:
+    """Told what happens, for logs, metrics and health. This one ignores it."""
+
+    def queued(self) -> None:
+        """Some Service is dirty, and nothing but us keeps it so: every kind has synced."""
+
+    def synced(self, sync: Sync) -> None:
+        """A batch is in the maps."""
+
+    def write_failed(self, family: int, error: Exception) -> None:
+        """The maps refused a batch; it will be repeated."""
+
+    def table_full(self, name: ServiceName, error: MapFullError) -> None:
+        """A Service does not fit; what it has in the maps stays, and it will be tried again."""
+
+    def plan_failed(self, name: ServiceName, error: Exception) -> None:
+        """A Service can't be planned, which is a bug; what it has in the maps stays."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What was planned and is not known to be in the maps of every family."""
+
+    services: int = 0
+    seconds: float = 0.0
+    trigger_times: list[float] = field(default_factory=list)
+    writes: dict[int, TableWrites] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Owns the snapshot and the tables; everything runs in one event loop."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        tables: Sequence[Tables],
+        writer: TableWriter,
+        node_name: str,
+        settings: PlanSettings | None = None,
+        *,
+        observer: Observer | None = None,
+        timing: Timing | None = None,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+    ) -> None:
+        self.snapshot = snapshot
+        self.settings = settings or PlanSettings()
+        self.last_sync: float | None = None
+        """When the last batch was in the maps (wall clock)."""
+        self.first_sync_done = False
+        self._tables = tuple(tables)
+        self._writer = writer
+        self._node_name = node_name
+        self._observer = observer or Observer()
+        self._timing = timing or Timing()
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._wake = asyncio.Event()
+        self._dirty: OrderedDict[ServiceName, float] = OrderedDict()  # since when, the oldest first
+        self._trigger_times: dict[ServiceName, set[float]] = {}
+        self._full: dict[tuple[int, ServiceName], str] = {}  # the table that has no room for the Service
+        self._full_in_kernel: dict[int, str] = {}  # the table that refused a family's writes
+        self._failed: dict[int, float] = {}  # families whose writes are to be repeated, since when
+        self._batch = Batch()
+        self._started = False
+        self._swept = False
+        self._retry_seconds = 0.0
+        self._retry_at: float | None = None
+
+    def submit(self, events: Iterable[Event]) -> None:
+        """Fold events in."""
+        now = self._clock()
+        for event in events:
+            if isinstance(event, Upserted) and isinstance(event.object, EndpointSlice):
+                self._note_trigger(event.object)
+            for name in self.snapshot.apply(event):
+                self._dirty.setdefault(name, now)
+        self._rouse()
+
+    def update_settings(self, settings: PlanSettings) -> None:
+        """Plan every Service anew if the settings differ."""
+        if settings != self.settings:
+            self.settings = settings
+            self._mark(self.snapshot.services)
+            self._rouse()
+
+    @property
+    def queued_since(self) -> float | None:
+        """When the oldest change that is not in the maps came (by `clock`). Services that do not fit do not count, nor
+        does anything before every kind has synced.
+        """
+        if not self._started:
+            return None
+        waiting = list(self._failed.values())
+        if self._dirty:
+            waiting.append(next(iter(self._dirty.values())))
+        return min(waiting, default=None)
+
+    @property
+    def full_tables(self) -> Counter[str]:
+        """How many Services do not fit into which table; a table that refused writes counts as one."""
+        return Counter([*self._full.values(), *self._full_in_kernel.values()])
+
+    def full_tables_of(self, name: ServiceName) -> list[str]:
+        """The tables that have no room for this Service."""
+        return [table for (_, each), table in self._full.items() if each == name]
+
+    @property
+    def conflicts(self) -> list[Conflict]:
+        return [conflict for tables in self._tables for conflict in tables.conflicts()]
+
+    def service_names(self) -> dict[int, dict[int, str]]:
+        """By family, the names by service id; for people."""
+        return {tables.family: tables.service_names() for tables in self._tables}
+
+    @property
+    def occupancy(self) -> dict[str, tuple[int, int]]:
+        """Entries in use and capacity, by table."""
+        return {table: used for tables in self._tables for table, used in tables.occupancy().items()}
+
+    async def run(self) -> None:
+        """Plan and write until cancelled."""
+        while True:
+            await self._sleep()
+            if not self.snapshot.synced >= WATCHED_KINDS:
+                continue
+            await asyncio.sleep(self._timing.window)
+            if not self._started:
+                self._start()
+            if self._retry_at is not None and self._clock() >= self._retry_at:
+                self._retry()
+            while self._dirty:
+                self._step()
+                await asyncio.sleep(0)
+            self._finish_first_sync()
+
+    async def _sleep(self) -> None:
+        """Until there is something to do."""
+        timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        self._wake.clear()
+
+    def _start(self) -> None:
+        """Every kind has synced: plan everything, the oldest Services first, since they win what others claim too."""
+        self._started = True
+        services = self.snapshot.services.values()
+        since = self._clock()
+        names = [service.key for service in sorted(services, key=lambda each: seniority(each.created, each.key))]
+        self._dirty = OrderedDict((name, since) for name in [*names, *self._dirty])
+        self._observer.queued()
+
+    def _step(self) -> None:
+        """Plan as many Services as the time for one batch allows, and write them."""
+        started = self._clock()
+        while self._dirty and self._clock() - started < self._timing.batch:
+            name, _ = self._dirty.popitem(last=False)
+            self._plan(name)
+            self._batch.services += 1
+            self._batch.trigger_times += self._trigger_times.pop(name, ())
+        self._write()
+        self._batch.seconds += self._clock() - started
+        self._report()
+
+    def _plan(self, name: ServiceName) -> None:
+        try:
+            plan = self.plan(name)
+        except Exception as error:  # one Service that we can't plan must not take the others down
+            self._observer.plan_failed(name, error)
+            return
+        for tables in self._tables:
+            try:
+                tables.replace(name, plan)
+                self._full.pop((tables.family, name), None)
+            except MapFullError as error:
+                self._full[tables.family, name] = error.table
+                self._observer.table_full(name, error)
+                self._retry_later()
+            self._mark(tables.take_disturbed())
+
+    def plan(self, name: ServiceName) -> ServicePlan | None:
+        """The plan of a Service as the snapshot has it now; None where there is no such Service."""
+        service = self.snapshot.services.get(name)
+        if service is None:
+            return None
+        slices = self.snapshot.slices.get(name, {}).values()
+        return plan_service(service, slices, self.snapshot.node or Node(self._node_name), self.settings)
+
+    def _write(self) -> None:
+        for tables in self._tables:
+            writes = tables.writes
+            if not writes or tables.family in self._failed:
+                continue
+            try:
+                self._writer.apply(tables.family, writes)
+            except (MapFullError, OSError) as error:
+                self._failed[tables.family] = self._clock()
+                if isinstance(error, MapFullError):
+                    self._full_in_kernel[tables.family] = error.table
+                self._observer.write_failed(tables.family, error)
+                self._retry_later()
+            else:
+                self._full_in_kernel.pop(tables.family, None)
+                self._batch.writes[tables.family] = writes
+                tables.commit()
+
+    def _report(self) -> None:
+        if self._failed:
+            return
+        batch, self._batch = self._batch, Batch()
+        self.last_sync = self._wall_clock()
+        latencies = [self.last_sync - trigger for trigger in batch.trigger_times]
+        without = {tables.family: tables.without_local_endpoints() for tables in self._tables}
+        self._observer.synced(Sync(batch.seconds, batch.services, len(self._dirty), batch.writes, latencies, without))
+        if not self._full:
+            self._retry_seconds = 0.0
+
+    def _finish_first_sync(self) -> None:
+        """Nothing is left to plan: what no Service claimed goes."""
+        if not self._swept:
+            self._swept = True
+            for tables in self._tables:
+                tables.remove_unclaimed()
+            self._write()
+        if not self.first_sync_done and not self._failed:
+            self.first_sync_done = True
+            self._report()
+
+    def _retry(self) -> None:
+        self._retry_at = None
+        failed, self._failed = self._failed, {}
+        self._mark({name for _, name in self._full})
+        started = self._clock()
+        self._write()
+        self._failed |= {family: failed[family] for family in self._failed if family in failed}
+        self._batch.seconds += self._clock() - started
+        if failed:
+            self._report()
+
+    def _retry_later(self) -> None:
+        if self._retry_at is None:
+            timing = self._timing
+            self._retry_seconds = min(max(timing.first_retry, 2 * self._retry_seconds), timing.last_retry)
+            jitter = random.uniform(0.5, 1.0)  # noqa: S311, no secret
+            self._retry_at = self._clock() + self._retry_seconds * jitter
+
+    def _mark(self, names: Iterable[ServiceName]) -> None:
+        now = self._clock()
+        for name in names:
+            self._dirty.setdefault(name, now)
+
+    def _rouse(self) -> None:
+        if self._dirty and self._started:
+            self._observer.queued()
+        self._wake.set()
+
+    def _note_trigger(self, slice_: EndpointSlice) -> None:
+        """Only changes that come after the first sync say how long programming takes; a relist repeats old ones."""
+        if not self.first_sync_done or not slice_.trigger_time:
+            return
+        known = self.snapshot.slices.get(slice_.service, {}).get(slice_.name)
+        if known is None or known.trigger_time != slice_.trigger_time:
+            self._trigger_times.setdefault(slice_.service, set()).add(slice_.trigger_time)
