@@ -2,7 +2,7 @@
 /*
  * The contract between the programs and the controller: every key, value and enum that both sides read.
  *
- * kproxy_ebpf/contract/maps.py says the same in Python; tests/unit/test_contract.py compares the two byte for byte.
+ * kproxy_ebpf/contract/maps.py says the same in Python; tests/unit/contract/test_layouts.py compares the two byte for byte.
  * Fixed widths, explicit padding, no bit-fields. Fields that end in _be are in network byte order, all others in host order.
  *
  * The sources are compiled once per address family. ADDRESS_WORDS (1 for IPv4, 4 for IPv6) is the only thing that the

@@ -28,7 +28,7 @@ from packets import (
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-from test_way import (  # noqa: F401  # `node` is a fixture
+from test_redirect import (  # noqa: F401  # `node` is a fixture
     LO,
     ROUTER_MAC,
     SERVER_MAC,

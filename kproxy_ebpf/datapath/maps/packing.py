@@ -1,7 +1,7 @@
 """Between the planner's tuples and the maps' bytes.
 
 contract.layouts() defines the bytes; these packers say the same in struct formats because ctypes is too slow for
-200,000 backends (tests/unit/datapath/test_codec.py holds the two together). Ports are in network byte order.
+200,000 backends (tests/unit/datapath/maps/test_packing.py holds the two together). Ports are in network byte order.
 """
 
 from __future__ import annotations

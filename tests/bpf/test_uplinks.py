@@ -7,8 +7,8 @@ from ipaddress import ip_network
 
 import pytest
 from packets import VIP
+from test_redirect import LO, node  # noqa: F401  # a fixture
 from test_uplink import NETWORKS, Uplink, uplink  # noqa: F401  # a fixture
-from test_way import LO, node  # noqa: F401  # a fixture
 
 from kproxy_ebpf.daemon import uplinks
 from kproxy_ebpf.daemon.uplinks import Uplinks
