@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
+from socket import if_nametoindex
 
 import pytest
 from harness import Datapath
+from nodes import MTU, NETWORKS, UPLINK, Node, Uplink
 from packets import BACKEND, VIP, VIP_B
 
+from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
+from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
 from kproxy_ebpf.datapath.generations.bpffs import root
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure, remove_all
 from kproxy_ebpf.datapath.generations.sources import Constants
+from kproxy_ebpf.lab.netns import RUN_NETNS
 from kproxy_ebpf.linux.bpf import Descriptor
+from kproxy_ebpf.linux.netns import entered
 
 SMALL = Constants(
     frontends_max=1024,
@@ -87,6 +96,39 @@ def datapath(empty: Datapath) -> Datapath:
         for protocol in ("tcp", "udp", "sctp"):
             empty.add_frontend(vip, [1], protocol)
     return empty
+
+
+@pytest.fixture
+def node(datapath: Datapath, generation: Generation) -> Iterator[Node]:
+    name = f"way-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with entered(RUN_NETNS / name):
+            subprocess.run(
+                ["ip", "link", "add", "veth0", "mtu", str(MTU), "up", "type", "veth", "peer", "name", "peer0"],
+                check=True,
+            )
+            node = Node(datapath, generation, if_nametoindex("veth0"))
+            node.place()
+            datapath.set_live(switches=Switches.TC | Switches.REDIRECT)
+            yield node
+            node.clear()
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def uplink(node: Node) -> Iterator[Uplink]:
+    subprocess.run(["ip", "-batch", "-"], input=UPLINK, text=True, check=True)
+    subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"], check=True)
+    ifindex = if_nametoindex("uplink0")
+    networks = {ip_network(NETWORKS[node.family])}
+    with UplinkTable(node.generation) as table, ClusterTable(node.generation, node.family) as cluster:
+        table.add(ifindex)
+        cluster.write(dict.fromkeys(networks, True))
+        yield Uplink(node, ifindex)
+        cluster.remove(networks)
+        table.remove(ifindex)
 
 
 def _mounted(folder: Path) -> Iterator[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import FROM_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, VIP, reset, tcp
-from test_tcp import CLOSED, OPENED, SYN, SYN_AGAIN, received, sent
+from steps import CLOSED, OPENED, SYN, SYN_AGAIN, received, sent
 
 from kproxy_ebpf.contract.layouts import BackendState, Verdict
 

@@ -9,7 +9,7 @@ import pytest
 from harness import FROM_POD, TO_POD
 from harness import Datapath as Programs
 from packets import BACKEND, CLIENT, VIP
-from test_tcp import CLOSED
+from steps import CLOSED
 
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon.datapath import Datapath

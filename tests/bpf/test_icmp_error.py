@@ -28,7 +28,7 @@ from packets import (
     udp,
     with_checksum_of,
 )
-from test_tcp import OPENED
+from steps import OPENED
 
 from kproxy_ebpf.contract.layouts import Verdict
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import FROM_POD, TO_POD, Datapath, Step
 from packets import BACKEND, CLIENT, TOO_BIG, VIP, icmp_error, tcp, udp
-from test_tcp import CLOSED, OPENED, SYN, received, sent
+from steps import CLOSED, OPENED, SYN, received, sent
 
 from kproxy_ebpf.contract.layouts import Verdict
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure

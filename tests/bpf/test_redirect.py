@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from socket import if_nametoindex
+from collections.abc import Callable
 
 import pytest
-from harness import FROM_POD, NEXT, REDIRECT, TO_POD, Datapath, now_seconds
+from harness import FROM_POD, TO_POD, now_seconds
+from nodes import LO, MTU, SERVER_MAC, Node, routed, with_hop_limit
 from packets import (
     BACKEND,
     CLIENT,
     HOST_MAC,
     OUTSIDE,
-    POD_MAC,
     PORT_UNREACHABLE,
     VIP,
     Packet,
@@ -32,127 +29,10 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTPChunkInit
 
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Switches, Verdict, Way
-from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
 from kproxy_ebpf.datapath.forwarding.host_flows import look
-from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
-from kproxy_ebpf.datapath.maps.service_tables import Ways
-from kproxy_ebpf.lab.netns import RUN_NETNS
-from kproxy_ebpf.linux.netns import entered
+from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts
 from kproxy_ebpf.model.flows import FlowTuple
-
-LO = 1  # where test runs come from
-ROUTER_MAC, SERVER_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
-MTU = 1500
-THIS_NETNS = 0xFFFFFFFF  # BPF_F_CURRENT_NETNS
-
-
-def binary(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
-
-
-@dataclass
-class Node:
-    """The client's pod is behind `lo`, the server's behind a veth. All is settled: no flows, nothing of the host's."""
-
-    datapath: Datapath
-    generation: Generation
-    server_link: int
-
-    @property
-    def family(self) -> int:
-        return self.datapath.family
-
-    def table(self) -> PodLinkTable:
-        return PodLinkTable(self.generation, self.family)
-
-    def place(self, bridge: int = 0) -> None:
-        client, server = CLIENT.host.packed(self.family), BACKEND.host.packed(self.family)
-        facts = {
-            LO: LinkFacts(client, bridge, binary(HOST_MAC), THIS_NETNS),
-            self.server_link: LinkFacts(server, bridge, binary(HOST_MAC if bridge else ROUTER_MAC), THIS_NETNS),
-        }
-        with self.table() as table, self.generation.map("pods", self.family) as pods:
-            table.tell({})
-            table.tell(facts)
-            for kind in Kind:
-                table.settle(kind, table.unsettled(kind))
-            for address, ifindex, mac in ((client, LO, POD_MAC), (server, self.server_link, SERVER_MAC)):
-                pods.update(address, ifindex.to_bytes(4, "little") + binary(mac) + bytes(2))
-
-    def unsettled(self, kind: Kind) -> set[int]:
-        with self.table() as table:
-            return set(table.unsettled(kind))
-
-    def note(self, packet: FlowTuple, ifindex: int) -> None:
-        """The host follows a connection of which the pod at the link sends `packet`."""
-        with self.generation.map("host_flows", self.family) as flows, self.table() as table:
-            flows.update(
-                flow_key(self.family, packet), ifindex.to_bytes(4, "little") + now_seconds().to_bytes(4, "little")
-            )
-            table.unsettle(Kind.HOST_FLOWS, [ifindex])
-
-    def clear(self) -> None:
-        with self.table() as table:
-            table.tell({})
-        for name in ("pods", "host_flows"):
-            with self.generation.map(name, self.family) as entries:
-                for key in list(entries.keys()):
-                    entries.delete(key)
-
-    def send(self, frame: bytes) -> tuple[Way | None, list[Verdict], bytes]:
-        """What became of a frame of the client's: the way that was counted, the verdicts, the frame."""
-        ways = Ways(self.generation)
-        before = self.datapath.count(), ways.read()
-        result = self.datapath.run(FROM_POD, frame)
-        verdicts = [each for each, count in self.datapath.count().items() for _ in range(count - before[0][each])]
-        counted = [way for way, (packets, _) in ways.read().items() for _ in range(packets - before[1][way][0])]
-        ways.close()
-        assert len(counted) <= 1
-        assert result.retval == (REDIRECT if counted == [Way.PEER] else NEXT)
-        return counted[0] if counted else None, verdicts, result.data
-
-
-@pytest.fixture
-def node(datapath: Datapath, generation: Generation) -> Iterator[Node]:
-    name = f"way-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        with entered(RUN_NETNS / name):
-            subprocess.run(
-                ["ip", "link", "add", "veth0", "mtu", str(MTU), "up", "type", "veth", "peer", "name", "peer0"],
-                check=True,
-            )
-            node = Node(datapath, generation, if_nametoindex("veth0"))
-            node.place()
-            datapath.set_live(switches=Switches.TC | Switches.REDIRECT)
-            yield node
-            node.clear()
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
-
-
-def routed(packet: Packet, family: int, macs: tuple[str, str] = (ROUTER_MAC, SERVER_MAC)) -> bytes:
-    """The packet as it reaches the pod through a router: other link-layer addresses, one hop less."""
-    frame = Ether(packet.frame(family))
-    frame.src, frame.dst = macs
-    ip = frame[IP if family == 4 else IPv6]
-    if family == 4:
-        ip.ttl -= 1
-        del ip.chksum
-    else:
-        ip.hlim -= 1
-    return bytes(frame)
-
-
-def with_hop_limit(packet: Packet, family: int, hops: int) -> bytes:
-    frame = Ether(packet.frame(family))
-    setattr(frame[IP if family == 4 else IPv6], "ttl" if family == 4 else "hlim", hops)
-    if family == 4:
-        del frame[IP].chksum
-    return bytes(frame)
-
 
 DIRECT = tcp(CLIENT, BACKEND, "A", b"data")
 SYN = tcp(CLIENT, VIP, "S")

@@ -6,7 +6,7 @@ import pytest
 from harness import FROM_POD, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, CLIENT, VIP, VIP_B, Endpoint, tcp, udp
 from scapy.layers.l2 import Ether
-from test_tcp import CLOSED, OPENED, SYN, SYN_ACK, received, sent
+from steps import CLOSED, OPENED, SYN, SYN_ACK, received, sent
 
 from kproxy_ebpf.contract.layouts import BackendState, FlowFlags, FlowState, Switches, Verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import FROM_POD, TO_POD, Datapath, Step
 from packets import BACKEND, CLIENT, VIP, tcp
-from test_tcp import OPENED, received, sent
+from steps import OPENED, received, sent
 
 from kproxy_ebpf.contract.layouts import FlowState, Verdict
 from kproxy_ebpf.datapath.flows.sweep import is_over, sweep

@@ -5,30 +5,9 @@ from __future__ import annotations
 import pytest
 from harness import FROM_POD, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, BACKEND_B, CLIENT, OUTSIDE, VIP, Between, longest, router_alert, tcp
+from steps import CLOSED, OPENED, SYN, SYN_ACK, SYN_AGAIN, received, sent
 
 from kproxy_ebpf.contract.layouts import BackendState, FlowFlags, FlowState, Verdict
-
-SYN = Step(FROM_POD, tcp(CLIENT, VIP, "S", seq=100), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S", seq=100))
-SYN_AGAIN = Step(FROM_POD, SYN.packet, Verdict.TRANSLATED, SYN.becomes)
-SYN_ACK = Step(
-    TO_POD,
-    tcp(BACKEND, CLIENT, "SA", seq=900, ack=101),
-    Verdict.REVERSED,
-    tcp(VIP, CLIENT, "SA", seq=900, ack=101),
-)
-
-
-def sent(flags: str, data: bytes = b"") -> Step:
-    """A segment of the client's in an established connection."""
-    return Step(FROM_POD, tcp(CLIENT, VIP, flags, data), Verdict.TRANSLATED, tcp(CLIENT, BACKEND, flags, data))
-
-
-def received(flags: str, data: bytes = b"") -> Step:
-    return Step(TO_POD, tcp(BACKEND, CLIENT, flags, data), Verdict.REVERSED, tcp(VIP, CLIENT, flags, data))
-
-
-OPENED = (SYN, SYN_ACK, sent("A"))
-CLOSED = (*OPENED, sent("FA"), received("FA"), sent("A"))
 
 
 def test_a_life(datapath: Datapath) -> None:

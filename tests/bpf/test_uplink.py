@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from ipaddress import ip_network
-from socket import if_nametoindex
 
 import pytest
 from harness import FROM_POD, NEXT, REDIRECT
+from nodes import (
+    LO,
+    NETWORKS,
+    NOWHERE,
+    REMOTE,
+    ROUTER_MAC,
+    SERVER_MAC,
+    UPLINK_MTU,
+    Uplink,
+    routed,
+    with_hop_limit,
+)
 from packets import (
     BACKEND,
     CLIENT,
@@ -28,15 +38,6 @@ from packets import (
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-from test_redirect import (  # noqa: F401  # `node` is a fixture
-    LO,
-    ROUTER_MAC,
-    SERVER_MAC,
-    Node,
-    node,
-    routed,
-    with_hop_limit,
-)
 
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Verdict, Way
 from kproxy_ebpf.datapath.flows.records import flow_key
@@ -46,81 +47,7 @@ from kproxy_ebpf.datapath.maps.pod_links import Kind
 from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.model.flows import FlowTuple
 
-REMOTE = Endpoint(Host("10.1.9.2", "fd00:1:9::2"), 8080)
-NOWHERE = Endpoint(Host("10.1.8.2", "fd00:1:8::2"), 8080)
-NETWORKS = {4: "10.1.0.0/16", 6: "fd00:1::/32"}
 ROUTER = Host("192.168.7.9", "fd00:7::9")
-NEXT_HOP_MAC = "02:00:00:00:00:0c"
-MTU = 1400
-
-SETUP = f"""
-link add uplink0 mtu {MTU} up type veth peer name wire0
-link set wire0 up
-addr add 192.168.7.1/24 dev uplink0
-addr add fd00:7::1/64 nodad dev uplink0
-neigh add 192.168.7.2 lladdr {NEXT_HOP_MAC} dev uplink0 nud permanent
-neigh add fd00:7::2 lladdr {NEXT_HOP_MAC} dev uplink0 nud permanent
-route add 10.1.9.0/24 via 192.168.7.2
-route add fd00:1:9::/64 via fd00:7::2
-route add 10.1.8.0/24 dev veth0
-route add fd00:1:8::/64 dev veth0
-"""
-
-
-@dataclass
-class Uplink:
-    """The client's pod is behind `lo`; packets for REMOTE leave by uplink0."""
-
-    node: Node
-    ifindex: int
-
-    @property
-    def family(self) -> int:
-        return self.node.family
-
-    def arrive(self, frame: bytes, program: str = "from_uplink") -> tuple[Way | None, list[Verdict], int, bytes]:
-        """What became of a frame at the uplink: the way, the verdicts, the action, the frame."""
-        ways, datapath = Ways(self.node.generation), self.node.datapath
-        before = datapath.count(), ways.read()
-        with self.node.generation.program(program, self.family) as loaded:
-            result = loaded.test_run(bytes(6) + frame[6:])  # for the host: the kernel runs it at lo, which has zeros
-        verdicts = [each for each, count in datapath.count().items() for _ in range(count - before[0][each])]
-        counted = [way for way, (packets, _) in ways.read().items() for _ in range(packets - before[1][way][0])]
-        ways.close()
-        assert len(counted) <= 1
-        data = result.data if result.retval == REDIRECT else frame[:6] + result.data[6:]
-        return counted[0] if counted else None, verdicts, result.retval, data
-
-    def leave(self, frame: bytes) -> None:
-        """A frame goes out of the uplink by the host's stack."""
-        with self.node.generation.program("to_uplink", self.family) as program:
-            assert program.test_run(frame).retval == NEXT
-
-    def follow(self, source: Endpoint, destination: Endpoint, protocol: int = 6) -> None:
-        """The host follows a connection of which these are the packets that one end sends."""
-        packet = FlowTuple(
-            source.host.packed(self.family),
-            source.port,
-            destination.host.packed(self.family),
-            destination.port,
-            protocol,
-            FROM_POD,
-        )
-        self.node.note(packet, LO)
-
-
-@pytest.fixture
-def uplink(node: Node) -> Iterator[Uplink]:  # noqa: F811
-    subprocess.run(["ip", "-batch", "-"], input=SETUP, text=True, check=True)
-    subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"], check=True)
-    ifindex = if_nametoindex("uplink0")
-    networks = {ip_network(NETWORKS[node.family])}
-    with UplinkTable(node.generation) as table, ClusterTable(node.generation, node.family) as cluster:
-        table.add(ifindex)
-        cluster.write(dict.fromkeys(networks, True))
-        yield Uplink(node, ifindex)
-        cluster.remove(networks)
-        table.remove(ifindex)
 
 
 def one_hop_less(packet: Packet, family: int) -> bytes:
@@ -255,7 +182,7 @@ def to_another_mac(uplink: Uplink) -> bytes:
         (Way.STACK_KIND, unchanged(tcp(CLIENT, REMOTE, "A", between=router_alert))),
         (Way.STACK_LINK_LAYER, to_another_mac),
         (Way.STACK_HOP_LIMIT, lambda uplink: with_hop_limit(DIRECT, uplink.family, 1)),
-        (Way.STACK_MTU, unchanged(tcp(CLIENT, REMOTE, "A", bytes(MTU)))),
+        (Way.STACK_MTU, unchanged(tcp(CLIENT, REMOTE, "A", bytes(UPLINK_MTU)))),
         (Way.STACK_MTU, narrow_route),
         (Way.STACK_ROUTE, no_uplink),
         (Way.STACK_ROUTE, no_route),

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
+from nodes import LO, NETWORKS, Uplink
 from packets import VIP
-from test_redirect import LO, node  # noqa: F401  # a fixture
-from test_uplink import NETWORKS, Uplink, uplink  # noqa: F401  # a fixture
 
 from kproxy_ebpf.daemon import uplinks
 from kproxy_ebpf.daemon.uplinks import Uplinks
@@ -42,7 +41,7 @@ class Attacher:
 
 
 class Kept:
-    def __init__(self, uplink: Uplink) -> None:  # noqa: F811
+    def __init__(self, uplink: Uplink) -> None:
         self.place, self.generation = uplink, uplink.node.generation
         self.attacher, self.health = Attacher(), Health(limit_seconds=60)
         self.networks: list[Network] = [ip_network(NETWORKS[uplink.family])]
@@ -66,14 +65,14 @@ class Kept:
 
 
 @pytest.fixture
-def kept(uplink: Uplink) -> Iterator[Kept]:  # noqa: F811
+def kept(uplink: Uplink) -> Iterator[Kept]:
     """The tables are empty before and afterwards."""
     forget(uplink)
     yield Kept(uplink)
     forget(uplink)
 
 
-def forget(uplink: Uplink) -> None:  # noqa: F811
+def forget(uplink: Uplink) -> None:
     for family in FAMILIES:
         with ClusterTable(uplink.node.generation, family) as cluster:
             cluster.remove(cluster.read())

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+from versions import other_version
 from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
 
 from kproxy_ebpf.model.services import Protocol
@@ -39,6 +40,30 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 def port(protocol: Protocol) -> int:
     """The Service port of `protocol` in DEFAULT_PORTS."""
     return {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]
+
+
+@pytest.fixture
+def upgrade(world, request, tmp_path):
+    """Starts the daemon of another version, or with other flags; called again, the first one. It is left running."""
+    daemon, change = world.daemon, getattr(request, "param", {})
+    first = daemon.flags, daemon.environment
+    other = daemon.flags + change.get("flags", []), daemon.environment  # the last flag of a name counts
+    if edits := change.get("edits"):
+        other = other[0], {"PYTHONPATH": str(other_version(tmp_path / "version", edits))}
+    versions = [first, other]
+
+    def start_next():
+        versions.append(versions.pop(0))
+        daemon.stop()
+        daemon.flags, daemon.environment = versions[0]
+        daemon.start()
+
+    yield start_next
+    if daemon.process is None or (daemon.flags, daemon.environment) != first:
+        daemon.flags, daemon.environment = first
+        if daemon.process is not None:
+            daemon.stop()
+        daemon.start()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from test_transfer import connected
-from worlds import in_worlds
+from redirect import PORTS, TRANSLATING, strict_firewalls, ways
+from worlds import connected, in_worlds
 
 from kproxy_ebpf.lab import Node
 from kproxy_ebpf.lab.crowd import Crowd
@@ -21,23 +21,6 @@ from kproxy_ebpf.model.services import Protocol
 
 pytestmark = in_worlds("redirect", "redirect-clsact", "redirect-bridge")
 
-PORTS = {"bulk": (5001, "TCP", 5001), "http": (80, "TCP", 8080), "dns": (53, "UDP", 5353)}
-STRICT = """
-table inet strict {
-	chain forward {
-		type filter hook forward priority 0; policy accept;
-		ct state invalid drop
-	}
-}
-"""
-TRANSLATING = """
-table inet translating {{
-	chain prerouting {{
-		type nat hook prerouting priority -100; policy accept;
-		{ip} daddr {vip} dnat {ip} to {to}
-	}}
-}}
-"""
 IPV6_RECVHOPLIMIT, IPV6_HOPLIMIT, IPV6_UNICAST_HOPS = 51, 52, 16
 OUTGOING = 4  # PACKET_OUTGOING
 
@@ -59,11 +42,6 @@ def known(world, service, family):
         with opened(world.node, pod.address(family), 9, Protocol.UDP) as probe:
             probe.send(b"anybody there?")
     until(lambda: goes_straight(world, service, family), "packets to go straight")
-
-
-def ways(world) -> dict[str, float]:
-    found = re.compile(r'kproxy_ebpf_forwarded_total\{way="(\w+)"\}')
-    return {match[1]: value for name, value in world.daemon.metrics().items() if (match := found.match(name))}
 
 
 def goes_straight(world, service, family) -> bool:
@@ -98,9 +76,9 @@ def packets_on_the_link(world, service, family) -> int:
 
 
 def test_packets_pass_by_the_hosts_stack(world, service, family, known):
-    before = ways(world)
+    before = ways(world.daemon)
     until(lambda: goes_straight(world, service, family), "packets to go straight")
-    assert ways(world)["peer"] >= before["peer"] + 8
+    assert ways(world.daemon)["peer"] >= before["peer"] + 8
     world.switch(mode="tc", forwarding="stack")
     try:
         until(lambda: not goes_straight(world, service, family), "packets to go the host's way")
@@ -148,17 +126,17 @@ def test_a_packet_at_the_end_of_its_hops_is_answered_by_the_host(world, service,
         }[family]
         handle.setsockopt(level, errors, 1)
         handle.setsockopt(level, hops, 1)
-        before = ways(world)["stack_hop_limit"]
+        before = ways(world.daemon)["stack_hop_limit"]
         handle.send(b"?")
         with pytest.raises(OSError, match=f"Errno ({errno.EHOSTUNREACH}|{errno.EACCES})"):
             handle.recv(100)
-        assert ways(world)["stack_hop_limit"] == before + 1
+        assert ways(world.daemon)["stack_hop_limit"] == before + 1
 
 
 def test_a_port_that_nobody_listens_on_is_told_of(world, family, known):
     """The ICMP error goes the way of the datagram, and a firewall that drops what it does not know is passed by."""
     service = world.service([world.webs[0]], {"deaf": (54, "UDP", 5454)})
-    with strict_firewall(world.node), opened(world.client, service.vip(family), 54, Protocol.UDP) as handle:
+    with strict_firewalls(world.node), opened(world.client, service.vip(family), 54, Protocol.UDP) as handle:
         handle.send(b"?")
         with pytest.raises(ConnectionRefusedError):
             handle.recv(100)
@@ -177,22 +155,12 @@ def test_a_smaller_mtu_on_the_same_node_is_discovered(world, service, family, kn
         world.node.ip(f"link set {server.host_link} mtu 1500")
 
 
-@contextmanager
-def strict_firewall(node: Node) -> Iterator[None]:
-    """Drops packets that conntrack finds invalid, as kube-proxy's rules do."""
-    node.run(["nft", "-f", "-"], input=STRICT)
-    try:
-        yield
-    finally:
-        node.run(["nft", "delete table inet strict"])
-
-
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
 def test_switching_breaks_no_connection_beside_a_strict_firewall(world, service, family, protocol, known):
     """Those that began on either way, while bulk data is on its way too."""
     port = {Protocol.TCP: 80, Protocol.UDP: 53}[protocol]
     with (
-        strict_firewall(world.node),
+        strict_firewalls(world.node),
         connected(world.client, service.vip(family), world.webs[0]) as (outgoing, incoming),
     ):
         with Crowd(world.client, service.vip(family), port, 20, protocol) as crowd:
@@ -293,7 +261,7 @@ def test_connections_survive_the_daemon(world, service, family, known):
 
 
 def test_a_pod_that_sends_from_another_address_gains_nothing(world, service, family, known):
-    before = ways(world)
+    before = ways(world.daemon)
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     other = {4: "10.244.1.200", 6: "fd00:244:1::c8"}[family]
     world.client.ip(f"addr add {other}/{32 if family == 4 else 128} {'' if family == 4 else 'nodad '}dev eth0")
@@ -301,7 +269,7 @@ def test_a_pod_that_sends_from_another_address_gains_nothing(world, service, fam
         with world.client.socket(kind, socket.SOCK_DGRAM) as handle:
             handle.bind((other, 0))
             handle.sendto(b"?", (world.webs[0].address(family), 5353))
-        after = ways(world)
+        after = ways(world.daemon)
         assert after["stack_source"] > before["stack_source"]
     finally:
         world.client.ip(f"addr del {other}/{32 if family == 4 else 128} dev eth0")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
-from test_redirect import STRICT, TRANSLATING
-from test_transfer import connected
-from worlds import Service, World, in_worlds
+from redirect import PATIENCE, PORTS, TRANSLATING, straight, strict_firewalls, ways
+from worlds import Service, World, connected, in_worlds
 
-from kproxy_ebpf.lab import Pod, Underlay
+from kproxy_ebpf.lab import Node, Pod, Underlay
 from kproxy_ebpf.lab.crowd import Crowd
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.traffic import ask, family_of, opened, transfer
@@ -23,10 +20,8 @@ from kproxy_ebpf.model.services import Protocol
 
 pytestmark = in_worlds("redirect", "redirect-clsact", "redirect-bridge", "redirect-vxlan")
 
-PORTS = {"bulk": (5001, "TCP", 5001), "http": (80, "TCP", 8080), "dns": (53, "UDP", 5353)}
 IPV6_RECVHOPLIMIT = 51
 BLOCKS = 128
-PATIENCE = 30.0  # the daemon spares a busy machine
 PACKETS = 6  # at least, of a connection that is made, greeted and closed
 
 
@@ -52,6 +47,10 @@ class Path:
     def daemons(self) -> list[Daemon]:
         """The client's node first."""
         return sorted(self.world.daemons, key=lambda daemon: daemon.node is not self.client.node)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [daemon.node for daemon in self.daemons]
 
     def switch(self, **changes: str) -> None:
         for daemon in self.daemons:
@@ -85,25 +84,6 @@ def path(request, world, family) -> Iterator[Path]:
     until(path.goes_straight, "packets to go straight", seconds=PATIENCE)
     yield path
     service.remove()
-
-
-def ways(daemon: Daemon) -> dict[str, float]:
-    found = re.compile(r'kproxy_ebpf_forwarded_total\{way="(\w+)"\}')
-    return {match[1]: value for name, value in daemon.metrics().items() if (match := found.match(name))}
-
-
-def straight(counts: dict[str, float]) -> float:
-    return counts["peer"] + counts["neighbour"]
-
-
-@contextmanager
-def strict_firewalls(path: Path) -> Iterator[None]:
-    nodes = [daemon.node for daemon in path.daemons]
-    with ExitStack() as stack:
-        for node in nodes:
-            node.run(["nft", "-f", "-"], input=STRICT)
-            stack.callback(node.run, ["nft", "delete table inet strict"])
-        yield
 
 
 def test_bulk_data_arrives_intact_in_both_directions(path):
@@ -149,7 +129,7 @@ def test_without_networks_only_pods_of_the_node_are_reached_straight(path):
 def test_switching_breaks_nothing_beside_strict_firewalls(path, protocol):
     """Both nodes drop what their conntrack calls invalid. One switches after the other, with bulk data on its way."""
     port = {Protocol.TCP: 80, Protocol.UDP: 53}[protocol]
-    with strict_firewalls(path), connected(path.client, path.vip, path.server) as (outgoing, incoming):
+    with strict_firewalls(*path.nodes), connected(path.client, path.vip, path.server) as (outgoing, incoming):
         with Crowd(path.client, path.vip, port, 20, protocol) as crowd:
             for forwarding in ("stack", "redirect") * 2:
                 for daemon in path.daemons:
@@ -172,7 +152,7 @@ def test_what_the_hosts_translate_stays_with_them(path, protocol):
     node.run(["nft", "-f", "-"], input=rules)
     path.switch(forwarding="stack")
     try:
-        with strict_firewalls(path), Crowd(path.client, vip, port, 5, protocol) as crowd:
+        with strict_firewalls(*path.nodes), Crowd(path.client, vip, port, 5, protocol) as crowd:
             crowd.go_on()
             path.switch(forwarding="redirect")
             until(path.goes_straight, "packets of others to go straight", seconds=PATIENCE)
@@ -190,7 +170,7 @@ def test_an_error_about_a_straight_connection_reaches_its_sender(path):
     node = path.server.node
     node.ip(f"link set {path.server.host_link} mtu 1300")
     try:
-        with strict_firewalls(path), connected(path.client, path.vip, path.server) as (outgoing, incoming):
+        with strict_firewalls(*path.nodes), connected(path.client, path.vip, path.server) as (outgoing, incoming):
             transfer(outgoing, incoming, 4)
     finally:
         node.ip(f"link set {path.server.host_link} mtu 1500")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from worlds import BULK, connected
 
 from kproxy_ebpf.lab.traffic import ask, family_of, opened, transfer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 GIB_BLOCKS = 1024
-PORTS = {"bulk": (5001, "TCP", 5001)}
+PORTS = {"bulk": BULK}
 SMALL_MTU = 1300
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_RECVERR, IPV6_RECVERR = 10, 2, 11, 25
 SOCK_EXTENDED_ERR = struct.Struct("=IBBBBII")  # linux/errqueue.h: errno, origin, type, code, pad, info, data
@@ -24,23 +25,6 @@ SOCK_EXTENDED_ERR = struct.Struct("=IBBBBII")  # linux/errqueue.h: errno, origin
 @pytest.fixture(scope="module")
 def near(world):
     return world.service([world.webs[0]], PORTS | {"http": (80, "TCP", 8080), "dns": (53, "UDP", 5353)})
-
-
-@contextmanager
-def connected(client, vip, server) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connection to `server` through `vip`, as (client's socket, server's socket)."""
-    family = family_of(vip)
-    address = server.ip4 if family is socket.AF_INET else server.ip6
-    with server.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, PORTS["bulk"][2]))
-        listener.listen()
-        listener.settimeout(5)
-        with opened(client, vip, PORTS["bulk"][0], timeout=10) as outgoing:
-            incoming = listener.accept()[0]
-            with incoming:
-                incoming.settimeout(10)
-                yield outgoing, incoming
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from test_redirect_nodes import PATIENCE, straight, ways
-from test_upgrade import CHANGES, Traffic, upgrade  # noqa: F401  # a fixture
+from redirect import PATIENCE, straight, ways
+from upgrades import CHANGES, Traffic
 from versions import SLOW
 from worlds import in_worlds
 
@@ -24,7 +24,7 @@ HERE = {
 
 
 @pytest.mark.parametrize("upgrade", HERE.values(), ids=HERE.keys(), indirect=True)
-def test_an_upgrade_and_the_way_back_under_load(world, upgrade):  # noqa: F811
+def test_an_upgrade_and_the_way_back_under_load(world, upgrade):
     far = world.lab.nodes["node2"].pods
     ways_there = (world.client, world.webs), (world.client, [far["far"]]), (far["farclient"], world.webs)
     with ExitStack() as stack:

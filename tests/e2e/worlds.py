@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +18,11 @@ from tcx import EGRESS, INGRESS, programs_at
 from kproxy_ebpf.lab import CLUSTER_CIDRS, Cni, Lab, Node, Pod, Underlay
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.manifests import DEFAULT_PORTS, EndpointSpec, Ports
-from kproxy_ebpf.lab.traffic import EchoServer, ask
+from kproxy_ebpf.lab.traffic import EchoServer, ask, family_of, opened
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
+BULK = (5001, "TCP", 5001)
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
 # As on every node that a kube-proxy serves. Without it conntrack drops a new connection that would be mistaken for one
 # that it has translated and remembers; with it that one gets another source port.
@@ -222,3 +224,20 @@ def attached(node: Node, link: str, hook: str) -> tuple[list[int], str]:
 
 def bpftool(*words: str) -> Any:
     return json.loads(subprocess.run(["bpftool", "-j", *words], capture_output=True, text=True, check=True).stdout)
+
+
+@contextmanager
+def connected(client, vip, server) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection to `server` through port BULK of `vip`, as (client's socket, server's socket)."""
+    family = family_of(vip)
+    address = server.ip4 if family is socket.AF_INET else server.ip6
+    with server.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, BULK[2]))
+        listener.listen()
+        listener.settimeout(5)
+        with opened(client, vip, BULK[0], timeout=10) as outgoing:
+            incoming = listener.accept()[0]
+            with incoming:
+                incoming.settimeout(10)
+                yield outgoing, incoming
