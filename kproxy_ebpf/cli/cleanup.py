@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.attach.clsact import Clsact
 from kproxy_ebpf.datapath.flows.records import live_connections
 from kproxy_ebpf.datapath.generations import bpffs
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation, current, remove_all
 from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
 from kproxy_ebpf.datapath.sockets.cgroup import PREFIX, is_attached

@@ -21,13 +21,12 @@ from kproxy_ebpf.cli.rows import (
     flow_rows,
     service_rows,
 )
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.errors import KproxyError
 
 if TYPE_CHECKING:
     from kproxy_ebpf.datapath.generations.generation import Generation
     from kproxy_ebpf.model.service_tables import TableContents
-
-FAMILIES = (4, 6)
 
 Row = dict[str, Any]
 

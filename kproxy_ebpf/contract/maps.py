@@ -18,6 +18,10 @@ from kproxy_ebpf.contract.layouts import (
     layouts,
 )
 
+FAMILIES = (4, 6)
+
+"""The address families: each has its own programs, and its own of all maps that are not shared."""
+
 SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 
 """Point at one another: only all of them together can be taken over from another generation."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import structlog
 
 from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.flows.host_udp import adopted, insert, release
 from kproxy_ebpf.datapath.flows.records import live_connections, now_seconds
 from kproxy_ebpf.datapath.flows.sweep import forget_all
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.datapath.maps.service_tables import Counters, LiveSettings, Occupancy, ServiceMaps, Ways

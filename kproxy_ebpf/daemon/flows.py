@@ -10,9 +10,8 @@ import asyncio
 
 import structlog
 
-from kproxy_ebpf.contract.maps import pinned_name
+from kproxy_ebpf.contract.maps import FAMILIES, pinned_name
 from kproxy_ebpf.datapath.flows.sweep import Swept, sweep
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.pod_links import Kind, PodLinkTable
 from kproxy_ebpf.observe.health import Health

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
 from kproxy_ebpf.datapath.forwarding.host_flows import is_worth_a_look, look
 from kproxy_ebpf.datapath.forwarding.pod_addresses import PodAddresses, facts_of
 from kproxy_ebpf.datapath.forwarding.pod_table import PodTable
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.observe.health import Health

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from kproxy_ebpf.contract.layouts import BackendState
-from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.sockets.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
 from kproxy_ebpf.datapath.sockets.terminate import Severing

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 
 import structlog
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.attach.tc import Attacher
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable, Network, Places, PrefixSet, some_vips
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable, leading_out, own_addresses
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.errors import MapFullError, NodeError

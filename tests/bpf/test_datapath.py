@@ -12,9 +12,9 @@ from packets import BACKEND, CLIENT, VIP
 from steps import CLOSED
 
 from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.datapath.attach.tc import Method
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps import pod_links
 from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Switches, layouts
-from kproxy_ebpf.contract.maps import FAMILY_MAPS, SHARED_MAPS, entries, pinned_name
+from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, entries, pinned_name
 from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock, is_bpffs
 from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
@@ -29,7 +29,6 @@ from kproxy_ebpf.errors import BusyError, LoadError, NodeError
 from kproxy_ebpf.linux.bpf import Map
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
 
-FAMILIES = (4, 6)
 WRITES = TableWrites(
     backends={1: Backend(b"\x0a\0\0\1", 80, 1, 1, 1, 1)},
     slots={0: (1,)},

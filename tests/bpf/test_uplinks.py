@@ -9,12 +9,12 @@ import pytest
 from nodes import LO, NETWORKS, Uplink
 from packets import VIP
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon import uplinks
 from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable, Network
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.maps.pod_links import Kind
 from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.observe.health import Health

@@ -12,9 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from kproxy_ebpf.contract.maps import pinned_name
+from kproxy_ebpf.contract.maps import FAMILIES, pinned_name
 from kproxy_ebpf.datapath.attach.clsact import Clsact
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.bpf import Link

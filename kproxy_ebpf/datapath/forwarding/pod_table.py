@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from struct import Struct
 from typing import Self
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.forwarding.pod_addresses import Port
-from kproxy_ebpf.datapath.generations.build import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable
 

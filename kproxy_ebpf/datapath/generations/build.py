@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.generations.sources import Source
 from kproxy_ebpf.errors import LoadError, NodeError
 from kproxy_ebpf.linux.headers import headers_tree
 
-FAMILIES = (4, 6)
 _LINES_TOLD = 20
 _SECONDS = 300
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.contract.maps import FAMILY_MAPS, SHARED_MAPS, pinned_name
+from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, pinned_name
 from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
 from kproxy_ebpf.datapath.generations import bpffs
-from kproxy_ebpf.datapath.generations.build import FAMILIES, build
+from kproxy_ebpf.datapath.generations.build import build
 from kproxy_ebpf.datapath.generations.migrate import (
     carry_flows,
     carry_service_tables,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.contract.maps import FLOW_TABLES, SERVICE_TABLES, pinned_name
-from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.contract.maps import FAMILIES, FLOW_TABLES, SERVICE_TABLES, pinned_name
 from kproxy_ebpf.datapath.generations.migrate_flows import FlowPassage
 from kproxy_ebpf.datapath.generations.migrate_table import Passage, Stays
 from kproxy_ebpf.linux.bpf import Map

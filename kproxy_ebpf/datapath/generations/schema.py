@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kproxy_ebpf.contract.layouts import SCHEMA_BYTES
-from kproxy_ebpf.contract.maps import FAMILY_MAPS, entries, pinned_name
-from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, entries, pinned_name
 from kproxy_ebpf.linux.bpf import Map
 
 Fields = dict[str, tuple[int, int]]

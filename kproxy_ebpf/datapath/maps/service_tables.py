@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from kproxy_ebpf.contract.layouts import EventsLevel, Settings, Switches, Verdict, Way
-from kproxy_ebpf.contract.maps import pinned_name
-from kproxy_ebpf.datapath.generations.build import FAMILIES
+from kproxy_ebpf.contract.maps import FAMILIES, pinned_name
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.arrays import Backends, MappedArray, Slots
 from kproxy_ebpf.datapath.maps.packing import codec, unpack_frontend_values
