@@ -12,7 +12,7 @@ PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
-.PHONY: help setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale image clean
+.PHONY: help contract setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: preflight ## every check and test, in order (root)
 		$(MAKE) "$$step" || { echo "make test: $$step failed" >&2; exit 1; }; \
 	done; \
 	printf '\nall of %s passed in %d s\n' "$(TEST_STEPS)" "$$((SECONDS - started))"
+
+contract: setup-dev ## write the Python half of bpf_src/contract.h
+	@$(VENV)/python hack/contract.py
 
 lint: setup-dev ## style and formatting (ruff)
 	@$(VENV)/ruff check .

@@ -11,19 +11,6 @@
  * the other back, so an active connection does not lose half of itself.
  */
 
-/* Time-outs in seconds: those of nf_conntrack, so that a flow lives as long as it did with kube-proxy. */
-enum timeout_seconds {
-	TIMEOUT_TCP_NEW = 120,
-	TIMEOUT_TCP_ESTABLISHED = 432000,
-	TIMEOUT_TCP_CLOSING = 3600,	/* one side may go on sending after the other's FIN: CLOSE_WAIT and FIN_WAIT are long */
-	TIMEOUT_TCP_CLOSED = 120,
-	TIMEOUT_UDP_NEW = 30,
-	TIMEOUT_UDP_ESTABLISHED = 120,
-	TIMEOUT_SCTP_NEW = 30,
-	TIMEOUT_SCTP_ESTABLISHED = 210,
-	TIMEOUT_SCTP_CLOSED = 10,
-};
-
 /*
  * An upgrade: while the programs that served before these have flows that are not here, packets of no known flow are
  * theirs. They start from the packet as it came, and do not return. Where there are none, this is a jump that is not taken.

@@ -41,7 +41,7 @@ static __always_inline struct settings *live_settings(void)
 	return settings.lookup(&first);
 }
 
-static __always_inline bool is_on(enum settings_switches which)
+static __always_inline bool is_on(enum switches which)
 {
 	struct settings *live = live_settings();
 

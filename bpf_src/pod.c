@@ -15,7 +15,7 @@
 #include <uapi/linux/udp.h>
 
 #include "contract.h"
-#include "programs.h"
+#include "tail_calls.h"
 #include "maps.h"
 #include "links.h"
 #include "packet.h"

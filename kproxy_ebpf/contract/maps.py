@@ -1,48 +1,80 @@
-"""The maps: their names, which belong to a family, and what stands in them."""
+"""The maps: one row for each, and what follows from the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ctypes import c_uint8, c_uint32
-from typing import Any
+from ctypes import Structure, c_uint32
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
-from kproxy_ebpf.contract.layouts import (
-    PEERS_MAX,
-    Counter,
-    Event,
-    HostFlow,
-    Pod,
-    Settings,
-    _structure,
-    address_bytes,
-    layouts,
-)
+from kproxy_ebpf.contract.layouts import PEERS_MAX, Layouts, layouts
+from kproxy_ebpf.contract.scalars import address_type
 
 FAMILIES = (4, 6)
 
 """The address families: each has its own programs, and its own of all maps that are not shared."""
 
-SERVICE_TABLES = ("frontends", "slots", "backends", "source_ranges")
 
-"""Point at one another: only all of them together can be taken over from another generation."""
+class Group(Enum):
+    """What becomes of a map's entries when another generation follows."""
 
-FLOW_TABLES = ("flows", "affinity")
+    SERVICES = auto()  # the tables point at one another: they are taken over all together or not at all
+    FLOWS = auto()  # written by the programs, so copied once more while those of both generations run
+    FORWARDING = auto()  # a link that has nothing in host_flows says so in pod_links: taken over all together
+    STORAGES = auto()  # in the sockets and freed with them: there is nothing to list or to copy
+    SINGLE = auto()  # each is taken over by itself
+    FIXED = auto()  # of one generation for good
 
-"""Written by the programs."""
 
-FORWARDING_TABLES = ("pod_links", "pods", "host_flows", "cluster")
+class Row(NamedTuple):
+    """One map as bpf_src/maps.h declares it. Key and value: names in Layouts, or address, u32, Peers. `size`: the
+    constant that is its max_entries; none for sockets' storage.
+    """
 
-"""What the daemon has learned of the pods of this node and of the others, and what began the host's way. A link that
-has nothing in `host_flows` says so in `pod_links`: only all of them together can be taken over.
-"""
+    name: str
+    key: str
+    value: str
+    group: Group
+    size: str = ""
+    is_shared: bool = False
 
-STORAGES = ("connections", "peers")
 
-"""What sockets were told, in their own storage: freed with them, so there is nothing to list or to copy."""
+MAPS = (
+    Row("frontends", "FrontendKey", "Frontend", Group.SERVICES, "FRONTENDS_MAX"),
+    Row("slots", "u32", "u32", Group.SERVICES, "SLOTS_MAX"),
+    Row("backends", "u32", "Backend", Group.SERVICES, "BACKENDS_MAX"),
+    Row("source_ranges", "SourceRangeKey", "u32", Group.SERVICES, "SOURCE_RANGES_MAX"),
+    Row("led", "u32", "u32", Group.SINGLE, "BACKENDS_MAX"),
+    Row("flows", "Tuple", "Flow", Group.FLOWS, "FLOWS_MAX"),
+    Row("affinity", "AffinityKey", "Affinity", Group.FLOWS, "AFFINITY_MAX"),
+    Row("pod_links", "u32", "PodLink", Group.FORWARDING, "POD_LINKS_MAX"),
+    Row("pods", "address", "Pod", Group.FORWARDING, "PODS_MAX"),
+    Row("host_flows", "Tuple", "HostFlow", Group.FORWARDING, "HOST_FLOWS_MAX"),
+    Row("cluster", "ClusterKey", "u32", Group.FORWARDING, "CLUSTER_MAX"),
+    Row("connections", "u32", "Peer", Group.STORAGES),
+    Row("peers", "u32", "Peers", Group.STORAGES),
+    Row("programs", "u32", "u32", Group.FIXED, "PROGRAM_COUNT"),
+    Row("predecessor", "u32", "u32", Group.FIXED, "PREDECESSOR_COUNT"),
+    Row("counters", "u32", "Counter", Group.SINGLE, "VERDICT_COUNT", is_shared=True),
+    Row("ways", "u32", "Counter", Group.SINGLE, "WAY_COUNT", is_shared=True),
+    Row("uplinks", "u32", "u32", Group.SINGLE, "UPLINKS_MAX", is_shared=True),
+    Row("settings", "u32", "Settings", Group.SINGLE, "1", is_shared=True),
+    Row("events", "u32", "Event", Group.SINGLE, "EVENTS_BYTES", is_shared=True),
+    Row("schema", "u32", "Schema", Group.FIXED, "1", is_shared=True),
+)
 
-FAMILY_MAPS = (*SERVICE_TABLES, "led", *FLOW_TABLES, *FORWARDING_TABLES, "programs", "predecessor", *STORAGES)
+FAMILY_MAPS = tuple(row.name for row in MAPS if not row.is_shared)
+SHARED_MAPS = tuple(row.name for row in MAPS if row.is_shared)
 
-SHARED_MAPS = ("counters", "ways", "uplinks", "settings", "events", "schema")
+
+def of_group(group: Group) -> tuple[str, ...]:
+    """The names of a group's maps."""
+    return tuple(row.name for row in MAPS if row.group is group)
+
+
+SERVICE_TABLES = of_group(Group.SERVICES)
+FLOW_TABLES = of_group(Group.FLOWS)
+FORWARDING_TABLES = of_group(Group.FORWARDING)
+STORAGES = of_group(Group.STORAGES)
 
 
 def pinned_name(name: str, family: int) -> str:
@@ -50,33 +82,18 @@ def pinned_name(name: str, family: int) -> str:
     return f"{name}_v{family}"
 
 
-def _peers(peer: type) -> Iterator[tuple[str, type]]:
-    return ((f"peer{number}", peer) for number in range(PEERS_MAX))
-
-
 def entries(family: int) -> dict[str, tuple[Any, Any]]:
-    """The types of keys and values of each map that another generation may take over or read, by its C name.
+    """The types of keys and values of each map that another generation may take over or read, by its C name."""
+    types = _types(layouts(family))
+    return {row.name: (types[row.key], types[row.value]) for row in MAPS if row.group is not Group.FIXED}
 
-    What is not here (prog arrays, `schema`) belongs to one generation for good.
-    """
-    these = layouts(family)
-    return {
-        "frontends": (these.FrontendKey, these.Frontend),
-        "slots": (c_uint32, c_uint32),
-        "backends": (c_uint32, these.Backend),
-        "led": (c_uint32, c_uint32),
-        "source_ranges": (these.SourceRangeKey, c_uint32),
-        "flows": (these.Tuple, these.Flow),
-        "affinity": (these.AffinityKey, these.Affinity),
-        "connections": (c_uint32, these.Peer),
-        "peers": (c_uint32, _structure("Peers", ("lock", c_uint32), ("pad", c_uint32), *_peers(these.Peer))),
-        "pod_links": (c_uint32, these.PodLink),
-        "pods": (c_uint8 * address_bytes(family), Pod),
-        "host_flows": (these.Tuple, HostFlow),
-        "cluster": (these.ClusterKey, c_uint32),
-        "uplinks": (c_uint32, c_uint32),
-        "counters": (c_uint32, Counter),
-        "ways": (c_uint32, Counter),
-        "settings": (c_uint32, Settings),
-        "events": (c_uint32, Event),
-    }
+
+def _types(these: Layouts) -> dict[str, Any]:
+    structures = {name: getattr(these, name) for name in Layouts.__dataclass_fields__}
+    return structures | {"u32": c_uint32, "address": address_type(these.family), "Peers": _peers(these.Peer)}
+
+
+def _peers(peer: type[Structure]) -> type[Structure]:
+    """Struct peers of the C sources, which the contract lacks: only the kernel's headers know its lock."""
+    fields = [(f"peer{number}", peer) for number in range(PEERS_MAX)]
+    return type("Peers", (Structure,), {"_fields_": [("lock", c_uint32), ("pad", c_uint32), *fields]})

@@ -1,4 +1,4 @@
-"""The programs: their names, the hooks that they are made for, and where they stand in prog arrays."""
+"""The programs: their names and the hooks that they are made for."""
 
 from __future__ import annotations
 
@@ -47,20 +47,3 @@ LISTING_PROGRAMS = {"list_tcp": "bpf_iter__tcp", "list_udp": "bpf_iter__udp"}
 """The programs that list what is in `connections`, where the kernel lets them, and their functions in socket.h: BCC
 asks for those names.
 """
-
-
-class ProgramIndex(IntEnum):
-    """Where the programs that are tail-called stand in the prog array `programs`; the names are those in PROGRAMS."""
-
-    REJECT = 0
-    ICMP_ERROR = 1
-    SCTP_CHECKSUM = 2
-    UPLINK_ERROR = 3
-
-
-class PredecessorIndex(IntEnum):
-    """Where programs of an earlier generation stand in the prog array `predecessor`; their names are in PROGRAMS."""
-
-    FROM_POD = 0
-    TO_POD = 1
-    FROM_UPLINK = 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from enum import StrEnum
 
-from kproxy_ebpf.contract.layouts import Direction, address_bytes
+from kproxy_ebpf.contract.layouts import Direction
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.services import Protocol, family_of
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kproxy_ebpf.contract.layouts import Direction, address_bytes
+from kproxy_ebpf.contract.layouts import Direction
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.model.flows import FlowTuple
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Switches, layouts
+from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, PredecessorIndex, Switches, layouts
 from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, entries, pinned_name
-from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
+from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock, is_bpffs
 from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
 from kproxy_ebpf.datapath.generations.schema import own_layouts, read_layouts, write_layouts

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import kproxy_ebpf
+from hack.contract import ROOT, TARGET, declarations, python
 from kproxy_ebpf.datapath.generations.sources import source_folder
 
 Edit = tuple[str, str, str]
@@ -22,44 +23,24 @@ SLOW: list[Edit] = [
     ),
 ]
 
-FIELD = "bpf_src/contract.h"
-TWIN = "kproxy_ebpf/contract/maps.py"
+CONTRACT = "bpf_src/contract.h"
 
 # A new field in flows, affinity and frontends, and two fields of a flow in the other order.
 SCHEMA: list[Edit] = [
     (
-        FIELD,
+        CONTRACT,
         "\t__u32 backend_id;\n\t__u32 epoch;\t\t/* of the backend when",
         "\t__u32 upgraded;\n\t__u32 epoch;\n\t__u32 backend_id;\t/* and when",
     ),
-    (FIELD, "ASSERT_OFFSET(flow, backend_id, 2 * ADDRESS_BYTES + 8)", "ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 40)"),
     (
-        FIELD,
-        "ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 24);",
-        "ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 28);",
+        CONTRACT,
+        "ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 24); ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 36);",
+        "ASSERT_OFFSET(flow, state, 2 * ADDRESS_BYTES + 28); ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 40);",
     ),
-    (FIELD, "ASSERT_OFFSET(flow, ifindex, 2 * ADDRESS_BYTES + 32);\n", ""),
-    (FIELD, "ASSERT_SIZE(flow, 2 * ADDRESS_BYTES + 36);\n", ""),
-    (FIELD, "struct affinity {\n", "struct affinity {\n\t__u32 upgraded;\n"),
-    (FIELD, "ASSERT_SIZE(affinity, 16)", "ASSERT_SIZE(affinity, 20)"),
-    (FIELD, "struct frontend {\n", "struct frontend {\n\t__u32 upgraded;\n"),
-    (FIELD, "ASSERT_SIZE(frontend, 20)", "ASSERT_SIZE(frontend, 24)"),
-    (
-        TWIN,
-        '            ("backend_id", c_uint32),\n            ("epoch", c_uint32),\n            ("last_seen',
-        '            ("upgraded", c_uint32),\n            ("epoch", c_uint32),\n            ("backend_id", c_uint32),\n'
-        '            ("last_seen',
-    ),
-    (
-        TWIN,
-        "class Affinity(Structure):\n    _fields_ = (",
-        'class Affinity(Structure):\n    _fields_ = (("upgraded", c_uint32),',
-    ),
-    (
-        TWIN,
-        "class Frontend(Structure):\n    _fields_ = (",
-        'class Frontend(Structure):\n    _fields_ = (("upgraded", c_uint32),',
-    ),
+    (CONTRACT, "struct affinity {\n", "struct affinity {\n\t__u32 upgraded;\n"),
+    (CONTRACT, "ASSERT_SIZE(affinity, 16)", "ASSERT_SIZE(affinity, 20)"),
+    (CONTRACT, "struct frontend {\n", "struct frontend {\n\t__u32 upgraded;\n"),
+    (CONTRACT, "ASSERT_SIZE(frontend, 20)", "ASSERT_SIZE(frontend, 24)"),
     ("kproxy_ebpf/datapath/maps/packing.py", 'Struct("=5I")', 'Struct("=4x5I")'),
     ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=4xIIIIBBxxI"),
     ("kproxy_ebpf/datapath/flows/records.py", "backend_id, epoch, seen", "epoch, backend_id, seen"),
@@ -69,18 +50,13 @@ SCHEMA: list[Edit] = [
 
 # A field of a flow in another size: its entries can't be carried over.
 OTHER_SIZE: list[Edit] = [
-    (FIELD, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
-    (
-        TWIN,
-        '            ("flags", c_uint8),\n            ("pad", c_uint16),\n            ("created',
-        '            ("pad", c_uint8),\n            ("flags", c_uint16),\n            ("created',
-    ),
+    (CONTRACT, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
     ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=IIIIBxHI"),
 ]
 
 
 def other_version(folder: Path, edits: list[Edit]) -> Path:
-    """A copy of the package and of the sources in `folder`, for PYTHONPATH."""
+    """A copy of the package and of the sources in `folder`, for PYTHONPATH, with the contract that follows."""
     sources, package = source_folder(), Path(kproxy_ebpf.__file__).parent
     shutil.copytree(sources, folder / "bpf_src")
     shutil.copytree(package, folder / "kproxy_ebpf", ignore=shutil.ignore_patterns("__pycache__"))
@@ -89,4 +65,5 @@ def other_version(folder: Path, edits: list[Edit]) -> Path:
         text = file.read_text()
         assert text.count(before) >= 1, f"{name} has changed: {before!r} is not in it"
         file.write_text(text.replace(before, after, 1))
+    (folder / TARGET.relative_to(ROOT)).write_text(python(declarations(folder / "bpf_src")))
     return folder

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from struct import Struct
 
-from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState, address_bytes
+from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.model.services import Protocol

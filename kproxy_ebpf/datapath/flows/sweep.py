@@ -13,7 +13,8 @@ from collections.abc import Collection
 from struct import Struct
 from typing import NamedTuple
 
-from kproxy_ebpf.contract.layouts import FlowState, address_bytes
+from kproxy_ebpf.contract.layouts import FlowState
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.flows.records import now_seconds
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.model.services import Protocol

@@ -8,7 +8,7 @@ from itertools import islice
 from struct import Struct
 from typing import Self
 
-from kproxy_ebpf.contract.layouts import address_bytes
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.generations.generation import Generation
 
 Network = IPv4Network | IPv6Network

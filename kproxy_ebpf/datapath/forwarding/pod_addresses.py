@@ -17,7 +17,7 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_scope, rt_type
 
-from kproxy_ebpf.contract.layouts import address_bytes
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts
 from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.linux.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests

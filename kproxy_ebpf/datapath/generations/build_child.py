@@ -20,8 +20,9 @@ from typing import Any
 from bcc import BPF
 from bcc.libbcc import lib
 
+from kproxy_ebpf.contract.layouts import ProgramIndex
 from kproxy_ebpf.contract.maps import FAMILY_MAPS, FORWARDING_TABLES, SERVICE_TABLES, SHARED_MAPS, pinned_name
-from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS, ProgramIndex
+from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS
 from kproxy_ebpf.datapath.generations.schema import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.linux.bpf import Map, MapInfo, Program
 from kproxy_ebpf.linux.kernel import lists_sockets

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import structlog
 
+from kproxy_ebpf.contract.layouts import PredecessorIndex
 from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, pinned_name
-from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS, PredecessorIndex
+from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS
 from kproxy_ebpf.datapath.generations import bpffs
 from kproxy_ebpf.datapath.generations.build import build
 from kproxy_ebpf.datapath.generations.migrate import (

@@ -12,7 +12,7 @@ from functools import cache
 from socket import htons, ntohs
 from struct import Struct
 
-from kproxy_ebpf.contract.layouts import address_bytes
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 
 _U32_BITS = 32

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple, Self
 
-from kproxy_ebpf.contract.layouts import address_bytes, layouts
+from kproxy_ebpf.contract.layouts import layouts
 from kproxy_ebpf.contract.maps import FAMILIES
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.arrays import MappedArray
 from kproxy_ebpf.linux.kernel import wait_for_packets_under_way

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy_ebpf.contract.layouts import address_bytes, layouts
+from kproxy_ebpf.contract.layouts import layouts
+from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.maps.packing import codec
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
+/* == Tail calls == */
+
 /* The programs that are tail-called, by their index in `programs`, and what they are told. */
-enum tail_program {
+enum program_index {
 	PROGRAM_REJECT = 0,
 	PROGRAM_ICMP_ERROR = 1,
 	PROGRAM_SCTP_CHECKSUM = 2,
@@ -9,7 +11,7 @@ enum tail_program {
 };
 
 /* The programs of an earlier generation that packets may meet, by their index in `predecessor`. */
-enum predecessor_program {
+enum predecessor_index {
 	PREDECESSOR_FROM_POD = 0,
 	PREDECESSOR_TO_POD = 1,
 	PREDECESSOR_FROM_UPLINK = 2,
