@@ -17,12 +17,15 @@ from kproxy_ebpf.model.services import (
     SlicePort,
     packed,
 )
+from kproxy_ebpf.plan.services.plan import PlanSettings, plan_service
 from kproxy_ebpf.plan.tables.allocate import QUARANTINE_SECONDS
 from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 NODE = Node("here", zone="near", addresses=(packed("10.0.0.1"), packed("fd00::1")))
 CAPACITIES = Capacities(frontends=400, slots=4000, backends=400, source_ranges=100)
 TCP, UDP = Protocol.TCP, Protocol.UDP
+USABLE, KEEP, LEFT, GONE = BackendState.USABLE, BackendState.KEEP, BackendState.LEFT, BackendState.GONE
+A, B, C = "1.1.1.1", "1.1.1.2", "1.1.1.3"
 
 
 class Clock:
@@ -171,3 +174,50 @@ def key(address: str, port: int = 80, protocol: int = TCP) -> FrontendKey:
 
 def is_drop(frontend: Frontend) -> bool:
     return bool(frontend.flags & FrontendFlags.DROP)
+
+
+def unready(address: str) -> Endpoint:
+    return endpoint(address, ready=False, serving=False)
+
+
+def draining(address: str) -> Endpoint:
+    return endpoint(address, ready=False, terminating=True)
+
+
+WEB, VIP = service(), key("10.96.0.1")
+
+
+class World:
+    """Tables and the maps they are written to."""
+
+    def __init__(self, capacities: Capacities = CAPACITIES) -> None:
+        self.clock = Clock()
+        self.capacities = capacities
+        self.maps = Maps(self.clock)
+        self.tables = Tables(4, capacities, self.clock)
+
+    def set(self, owner: Service, *endpoints: Endpoint | str, maglev: bool = False) -> TableWrites:
+        slices = (slice_of(owner, *endpoints),)
+        self.tables.replace(owner.key, plan_service(owner, slices, NODE, PlanSettings(maglev)))
+        return self.flush()
+
+    def remove(self, owner: Service) -> TableWrites:
+        self.tables.replace(owner.key, None)
+        return self.flush()
+
+    def flush(self) -> TableWrites:
+        writes = self.tables.writes
+        self.maps.perform(writes)
+        self.tables.commit()
+        return writes
+
+    def restart(self) -> None:
+        self.tables = Tables(4, self.capacities, self.clock)
+        self.tables.adopt(self.maps.read_back())
+
+    def state(self, address: str) -> int:
+        return self.maps.row(address)[1].state
+
+    def addresses(self, each: FrontendKey = VIP) -> set[str] | None:
+        targets = self.maps.targets(each)
+        return None if targets is None else {".".join(map(str, address)) for address, _ in targets}
