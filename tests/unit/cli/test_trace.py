@@ -1,203 +1,22 @@
-"""`explain` and `trace` in words: how questions are read, and how answers are told."""
+"""`trace` in words: how a packet is read, and how the trace is told."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
-from click.testing import CliRunner, Result
-from prometheus_client import CollectorRegistry
+from explained import NEAR, VIP, explanation
 
-from kproxy_ebpf import cli
-from kproxy_ebpf.cli.daemon_client import NoAnswerError, UnknownServiceError, ask_explanation
-from kproxy_ebpf.cli.explain import explanation_notes, explanation_rows
 from kproxy_ebpf.cli.trace import explained_frontend, parse_packet, service_of, trace_lines, trace_report
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, Direction, FrontendFlags, Verdict
-from kproxy_ebpf.daemon.explain import Explainer, plain
 from kproxy_ebpf.datapath.frames import Answer
 from kproxy_ebpf.datapath.trace import Trace
-from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.errors import UsageError
 from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.service_tables import Backend, Frontend
-from kproxy_ebpf.model.services import (
-    Endpoint,
-    EndpointSlice,
-    Node,
-    Protocol,
-    Service,
-    ServiceName,
-    ServicePort,
-    SlicePort,
-    packed,
-    source_range,
-)
-from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Snapshot, Upserted
-from kproxy_ebpf.observe import server
-from kproxy_ebpf.plan.services.claims import Conflict
-from kproxy_ebpf.plan.services.explain import explain
-from kproxy_ebpf.plan.services.plan import PlanSettings
-
-NODE = Node("here", zone="near")
-NAME = ServiceName("shop", "web")
-VIP, LB = packed("10.96.0.1"), packed("192.0.2.1")
-NEAR, FAR, SICK = packed("10.244.1.3"), packed("10.244.2.3"), packed("10.244.1.4")
-SERVICE = Service(
-    NAME,
-    (VIP,),
-    (ServicePort("http", Protocol.TCP, 80),),
-    load_balancer_ips=(LB,),
-    source_ranges=(source_range("10.0.0.0/8"),),
-    affinity_seconds=60,
-)
-SLICE = EndpointSlice(
-    *("shop", "web-1", NAME, 4, (SlicePort("http", Protocol.TCP, 8080),)),
-    (
-        Endpoint(NEAR, node_name="here", zone_hints=("near",)),
-        Endpoint(FAR, zone_hints=("far", "off")),
-        Endpoint(SICK, ready=False, serving=False),
-    ),
-)
-
-
-def snapshot() -> Snapshot:
-    known = Snapshot(node=NODE)
-    known.apply(Upserted(ObjectRef(Kind.SERVICE, *NAME), SERVICE))
-    known.apply(Upserted(ObjectRef(Kind.ENDPOINT_SLICE, "shop", "web-1"), SLICE))
-    return known
-
-
-def explanation(*conflicts: Conflict) -> dict[str, Any]:
-    """As it arrives from the daemon."""
-    found: dict[str, Any] = json.loads(json.dumps(plain(explain(NAME, snapshot(), NODE, PlanSettings(), conflicts))))
-    return found
-
-
-# explain
-
-
-def test_each_endpoint_is_a_row_with_its_rule() -> None:
-    rows = list(explanation_rows(explanation()))
-    zone = "ready endpoints whose hints name this zone"
-    assert [(row["frontend"], row.get("endpoint"), row.get("used"), row["why"]) for row in rows] == [
-        ("10.96.0.1:80/TCP", "10.244.1.3:8080", "yes", zone),
-        ("10.96.0.1:80/TCP", "10.244.1.4:8080", "no", "not ready"),
-        ("10.96.0.1:80/TCP", "10.244.2.3:8080", "no", "its hints name other zones: far, off"),
-        ("192.0.2.1:80/TCP", "10.244.1.3:8080", "yes", zone),
-        ("192.0.2.1:80/TCP", "10.244.1.4:8080", "no", "not ready"),
-        ("192.0.2.1:80/TCP", "10.244.2.3:8080", "no", "its hints name other zones: far, off"),
-        ("10.96.0.1 on other ports", None, None, "ports that the Service does not define: rejected"),
-    ]
-
-
-def test_a_frontend_of_an_older_service_is_one_row() -> None:
-    key = next(iter(explain(NAME, snapshot(), NODE, PlanSettings()).frontends)).plan.key
-    held = explanation(Conflict(4, key, winner=ServiceName("shop", "older"), loser=NAME))
-    rows = [row for row in explanation_rows(held) if row["frontend"] == "10.96.0.1:80/TCP"]
-    assert [row["why"] for row in rows] == ["claimed by shop/older too, which is older and has it"]
-
-
-def test_notes_tell_of_ranges_and_affinity() -> None:
-    notes = list(explanation_notes({**explanation(), "problems": ["something is missing"]}))
-    assert "192.0.2.1:80/TCP admits clients of 10.0.0.0/8 only; others are dropped" in notes
-    assert not any("10.96.0.1:80/TCP admits" in note for note in notes)
-    assert "10.96.0.1:80/TCP keeps a client with one backend until it is idle for 60 s" in notes
-    assert notes[-1] == "something is missing"
-
-
-class FakeReconciler:
-    first_sync_done = True
-    settings = PlanSettings()
-    conflicts: tuple[Conflict, ...] = ()
-
-    def __init__(self) -> None:
-        self.snapshot = snapshot()
-
-    def full_tables_of(self, name: ServiceName) -> list[str]:
-        return ["slots_v4"] if name == NAME else []
-
-
-def explainer(reconciler: Any, *, is_on: bool = True) -> Explainer:
-    return Explainer("here", lambda: is_on, lambda: reconciler)
-
-
-@pytest.mark.parametrize(
-    ("name", "is_on", "status", "state"),
-    [("web", True, 200, "served"), ("nobody", True, 404, "unknown"), ("nobody", False, 200, "off")],
-)
-def test_the_daemon_answers_with_a_status(name: str, is_on: bool, status: int, state: str) -> None:
-    answered, body = explainer(FakeReconciler(), is_on=is_on).answer("shop", name)
-    assert (answered, body["state"], body["node"]) == (status, state, "here")
-    assert bool(body["reason"]) == (state != "served")
-
-
-def test_the_daemon_says_that_a_service_does_not_fit() -> None:
-    _, body = explainer(FakeReconciler()).answer(*NAME)
-    assert body["problems"] == ["table slots_v4 has no room for it: what it had in the tables before stays"]
-
-
-def test_the_daemon_knows_nothing_before_it_has_read_the_cluster() -> None:
-    reconciler = FakeReconciler()
-    reconciler.first_sync_done = False
-    for each in (None, reconciler):
-        assert explainer(each).answer(*NAME)[0] == 503
-
-
-@asynccontextmanager
-async def served(reconciler: Any) -> AsyncIterator[str]:
-    """The address of a daemon's metrics server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    async with server.serving(server.metrics_app(CollectorRegistry(), explainer(reconciler).answer), address, "--x"):
-        yield address
-
-
-async def test_an_explanation_over_http() -> None:
-    async with served(FakeReconciler()) as address:
-        assert await asyncio.to_thread(ask_explanation, address, *NAME) == {
-            **explanation(),
-            "problems": explainer(FakeReconciler()).answer(*NAME)[1]["problems"],
-        }
-        with pytest.raises(UnknownServiceError, match="there is no Service shop/a%/b"):
-            await asyncio.to_thread(ask_explanation, address, "shop", "a%/b")
-    async with served(None) as address:
-        with pytest.raises(BusyError, match="ask again"):
-            await asyncio.to_thread(ask_explanation, address, *NAME)
-    with pytest.raises(NoAnswerError, match=f"{address}.*--metrics-address"):
-        await asyncio.to_thread(ask_explanation, address, *NAME)
-
-
-@pytest.mark.parametrize(
-    ("peer", "own", "here"),
-    [
-        ("127.0.0.1", "127.0.0.1", True),
-        ("127.0.0.1", "127.0.0.2", True),
-        ("::1", "::1", True),
-        ("10.0.0.1", "10.0.0.1", True),
-        ("10.244.1.7", "10.0.0.1", False),
-        ("fd00::7", "fd00::1", False),
-        ("", "", False),
-    ],
-)
-def test_who_is_on_this_machine(peer: str, own: str, here: bool) -> None:
-    assert server.is_from_here(peer, own) == here
-
-
-async def test_clients_elsewhere_get_metrics_but_no_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "is_from_here", lambda *_: False)
-    async with served(FakeReconciler()) as address, ClientSession() as client:
-        for path, status in (("explain/shop/web", 403), ("metrics", 200)):
-            async with client.get(f"http://{address}/{path}") as answer:
-                assert answer.status == status
-
-
-# trace
+from kproxy_ebpf.model.services import packed
 
 FROM = Direction.FROM_POD
 CLIENT = packed("10.244.1.2")
@@ -309,12 +128,3 @@ def test_a_long_set_is_cut() -> None:
     line = told(Trace(PACKET, Verdict.BALANCED, Frontend(7, 0, 14), choices), daemon=False)["used"]
     assert line.count("10.244.1.3") == 10
     assert "and 4 more" in line
-
-
-def invoke(*words: str) -> Result:
-    return CliRunner().invoke(cli.commands, words)
-
-
-@pytest.mark.parametrize("name", ["web", "/web", "shop/", "a/b/c"])
-def test_explain_wants_a_namespace_and_a_name(name: str) -> None:
-    assert isinstance(invoke("explain", name).exception, UsageError)

@@ -4,8 +4,10 @@ import socket
 
 import pytest
 from aiohttp import ClientSession
+from prometheus_client import CollectorRegistry
 
 from kproxy_ebpf.errors import BusyError, UsageError
+from kproxy_ebpf.observe import server
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, DatapathReading, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving, split_address
@@ -85,3 +87,29 @@ async def test_a_foreign_address_is_a_wrong_flag() -> None:
     with pytest.raises(UsageError, match="--health-address"):
         async with serving(metrics_app(Metrics().registry), "192.0.2.1:80", "--health-address"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "here"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", True),
+        ("::1", "::1", True),
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.244.1.7", "10.0.0.1", False),
+        ("fd00::7", "fd00::1", False),
+        ("", "", False),
+    ],
+)
+def test_who_is_on_this_machine(peer: str, own: str, here: bool) -> None:
+    assert server.is_from_here(peer, own) == here
+
+
+async def test_clients_elsewhere_get_metrics_but_no_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "is_from_here", lambda *_: False)
+    address = f"127.0.0.1:{free_port()}"
+    app = metrics_app(CollectorRegistry(), lambda *_: (200, {}))
+    async with serving(app, address, "--metrics-address"), ClientSession() as client:
+        for path, status in (("explain/shop/web", 403), ("metrics", 200)):
+            async with client.get(f"http://{address}/{path}") as answer:
+                assert answer.status == status
