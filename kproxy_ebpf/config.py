@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kproxy_ebpf.errors import ConfigError
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 class Mode(StrEnum):
@@ -189,12 +189,12 @@ def read_settings_file(path: Path) -> dict[str, object]:
 class SettingsKeeper:
     """The settings in force, and what is wrong with those last offered.
 
-    `last_good` are those of an earlier start. Without them, and before the first good offer, nothing `is_settled`.
+    `last_good` are those of an earlier start. Without them, `has_settings` is False until the first good offer.
     """
 
     def __init__(self, last_good: Settings | None = None) -> None:
         self.current = last_good or Settings()
-        self.is_settled = last_good is not None
+        self.has_settings = last_good is not None
         self.error: ConfigError | None = None
         self._listeners: list[Callable[[SettingsKeeper], None]] = []
 
@@ -206,7 +206,7 @@ class SettingsKeeper:
         """Take what `read` returns if it is valid; else keep the last good settings and remember the error."""
         try:
             self.current = parse_settings(read())
-            self.is_settled, self.error = True, None
+            self.has_settings, self.error = True, None
         except ConfigError as error:
             self.error = error
         for listener in self._listeners:
@@ -220,7 +220,7 @@ class SettingsFile:
         self._path, self._keeper = path, keeper
         self._seen: tuple[int, ...] | None = None
 
-    def look(self) -> None:
+    def read(self) -> None:
         """Offer the file if it is not as it was at the last look; an absent one is offered as an error."""
         signature = _signature(self._path)
         if signature != self._seen:
@@ -241,15 +241,15 @@ class SettingsFile:
                     recursive=False,
                     debounce=200,
                     step=50,
-                    rust_timeout=int(LOOK_SECONDS * 1000),
+                    rust_timeout=int(POLL_SECONDS * 1000),
                     yield_on_timeout=True,
                 ):
-                    self.look()
+                    self.read()
                     if _signature(self._path.parent)[:1] != folder:
                         break
             except OSError:
-                self.look()
-                await asyncio.sleep(LOOK_SECONDS)
+                self.read()
+                await asyncio.sleep(POLL_SECONDS)
 
 
 def _signature(path: Path) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from kproxy_ebpf.datapath.sockets.cgroup import PREFIX, is_attached
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.observe.state import state_dir
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 TELL_SECONDS = 5.0
 
 
@@ -53,7 +53,7 @@ def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], 
         if time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
             tell(f"waiting for {count} open connections to end, at most {deadline - told:.0f} s more")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return count
 
 

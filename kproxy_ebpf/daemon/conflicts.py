@@ -19,7 +19,7 @@ class Conflicts:
         self._warn = warn
         self._known: frozenset[Conflict] = frozenset()
 
-    def look(self, conflicts: Iterable[Conflict], services: Mapping[ServiceName, Service]) -> None:
+    def tell_new(self, conflicts: Iterable[Conflict], services: Mapping[ServiceName, Service]) -> None:
         """Tell those of `conflicts`, all that there are now, that were not there at the last look."""
         now = frozenset(conflicts)
         for conflict in sorted(now - self._known):

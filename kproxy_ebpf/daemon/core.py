@@ -23,10 +23,10 @@ from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
 from kproxy_ebpf.daemon.flows import keep_room
-from kproxy_ebpf.daemon.modes import Pods
+from kproxy_ebpf.daemon.modes import ModeSwitch
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.reports import Reports, full_sentence
-from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
+from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock
@@ -71,7 +71,7 @@ class Daemon:
         self._synced = asyncio.Event()
         self._reconciler: Reconciler | None = None
         self._conflicts: Conflicts | None = None
-        self._pods: Pods | None = None
+        self._modes: ModeSwitch | None = None
 
     async def run(self) -> None:
         """Until cancelled. Raises KproxyError when a part can't start or dies."""
@@ -88,14 +88,14 @@ class Daemon:
             await stack.enter_async_context(serving(metrics, options.metrics_address, "--metrics-address"))
             cluster = await stack.enter_async_context(connected(options))
             async with supervised() as start_part:
-                await self._settle(cluster, start_part)
+                await self._follow_settings(cluster, start_part)
                 backlog = Backlog()
                 start_part("source", cluster.source.run(backlog.feed))
                 datapath = await Datapath.prepare(options)
                 stack.callback(datapath.close)  # after all parts have ended
                 await self._serve(cluster, datapath, backlog, start_part)
 
-    async def _settle(self, cluster: Cluster, start_part: Start) -> None:
+    async def _follow_settings(self, cluster: Cluster, start_part: Start) -> None:
         """Read the settings and follow them from now on."""
         self.keeper.listen(Reporter(self.folder / "settings.json", self.metrics, self.health, cluster.warn_settings))
         if cluster.recorder is not None:
@@ -105,7 +105,7 @@ class Daemon:
             answered = asyncio.Event()
             start_part("settings", cluster.config_map.run(partial(self._config_map, answered)))
         file = SettingsFile(self.options.config, self.keeper) if self.options.config is not None else None
-        await settle(self.keeper, file, answered)
+        await wait_for_first(self.keeper, file, answered)
         if file is not None:
             start_part("settings", file.follow())
 
@@ -125,7 +125,7 @@ class Daemon:
             self._plan_settings,
             observer=reports,
         )
-        pods = self._pods = Pods(datapath, self.keeper, self.metrics, self.health, self._changed)
+        modes = self._modes = ModeSwitch(datapath, self.keeper, self.metrics, self.health, self._changed)
         self.keeper.listen(lambda _: self._settings_changed(reconciler))
         self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
@@ -136,19 +136,19 @@ class Daemon:
         if not datapath.is_ready:
             await self._synced.wait()
         await datapath.take_over()
-        start_part("links", pods.links.run())
-        start_part("forwarding", pods.forward())
-        start_part("modes", pods.follow())
-        start_part("guard", pods.guard(self.options.sync_period))
-        start_part("sockets", datapath.sockets.sever())
+        start_part("links", modes.links.run())
+        start_part("forwarding", modes.forwarding.run(modes.links))
+        start_part("modes", modes.follow())
+        start_part("guard", modes.guard(self.options.sync_period))
+        start_part("sockets", datapath.sockets.terminate())
         start_part("room", keep_room(datapath.generation, self.health))
         start_part("source report", self._report_source(cluster.source))
-        await asyncio.gather(self._synced.wait(), pods.links.ready.wait(), pods.switched.wait())
+        await asyncio.gather(self._synced.wait(), modes.links.ready.wait(), modes.switched.wait())
         # The objects of the cluster stay: the collector need not walk them again, which takes longer than a change.
         gc.collect()
         gc.freeze()
         self.health.synced = True
-        log.info("in force", services=len(reconciler.snapshot.services), links=len(pods.links.attached))
+        log.info("in force", services=len(reconciler.snapshot.services), links=len(modes.links.attached))
 
     def _submit(self, reconciler: Reconciler, reports: Reports, events: Sequence[Event]) -> None:
         reconciler.submit(events)
@@ -172,7 +172,7 @@ class Daemon:
         if self._reconciler is not None:
             self.health.problem("tables", full_sentence(self._reconciler.full_tables))
             if self._conflicts is not None:
-                self._conflicts.look(self._reconciler.conflicts, self._reconciler.snapshot.services)
+                self._conflicts.tell_new(self._reconciler.conflicts, self._reconciler.snapshot.services)
             if self._reconciler.first_sync_done:
                 self._synced.set()
 
@@ -182,8 +182,8 @@ class Daemon:
 
     def _describe(self) -> dict[str, Any]:
         """What the status file says."""
-        reconciler, pods = self._reconciler, self._pods
-        if reconciler is None or pods is None:
+        reconciler, modes = self._reconciler, self._modes
+        if reconciler is None or modes is None:
             return {}
         return {
             "version": __version__,
@@ -193,8 +193,8 @@ class Daemon:
             "health_address": self.options.health_address,
             "settings": self.keeper.current.plain(),
             "synced": reconciler.first_sync_done,
-            "links": sorted(pods.links.attached.values()),
-            "cgroup": pods.cgroup,
+            "links": sorted(modes.links.attached.values()),
+            "cgroup": modes.cgroup,
             "refused": [
                 {"object": str(refused.ref), "reason": refused.reason}
                 for refused in reconciler.snapshot.refused.values()

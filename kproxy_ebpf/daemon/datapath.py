@@ -14,7 +14,7 @@ from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
-from kproxy_ebpf.datapath.flows.host_udp import adopted, insert, release
+from kproxy_ebpf.datapath.flows.host_udp import flows_of_host, forget_unserved, import_flows
 from kproxy_ebpf.datapath.flows.records import live_connections, now_seconds
 from kproxy_ebpf.datapath.flows.sweep import forget_all
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure
@@ -104,7 +104,7 @@ class Datapath:
             self._live.begin_datagrams(now_seconds() + UDP_SECONDS)
         self.sockets.attach()
 
-    def adopt_udp(self) -> int:
+    def import_udp(self) -> int:
         """Make flows of what the host translates of UDP; return how many. Raises OSError.
 
         Datagrams that passed the programs before they were last switched are in the host's table when it is read.
@@ -116,15 +116,15 @@ class Datapath:
         connections = _tracked_udp(family)
         if not connections:
             return 0
-        return insert(self.generation, family, adopted(family, self._maps[family].read(), connections))
+        return import_flows(self.generation, family, flows_of_host(family, self._maps[family].read(), connections))
 
-    def release_udp(self) -> int:
+    def forget_unserved_udp(self) -> int:
         """Forget the UDP flows that stayed with the host and that it leads nowhere: their next datagram is balanced.
         Return how many. For the time when none stay any more. Raises OSError.
         """
         wait_for_packets_under_way()
         return sum(
-            release(self.generation, family, self._maps[family].read().frontends, _tracked_udp(family))
+            forget_unserved(self.generation, family, self._maps[family].read().frontends, _tracked_udp(family))
             for family in FAMILIES
         )
 

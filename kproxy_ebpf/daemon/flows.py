@@ -13,7 +13,7 @@ import structlog
 from kproxy_ebpf.contract.maps import FAMILIES, pinned_name
 from kproxy_ebpf.datapath.flows.sweep import Swept, sweep
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.observe.health import Health
 
 log = structlog.get_logger(__name__)
@@ -41,11 +41,11 @@ def sweep_and_settle(generation: Generation, family: int) -> Swept:
     and so it may while the programs of another generation, which look at the same links, serve flows of their own.
     """
     with PodLinkTable(generation, family) as table:
-        unsettled = table.unsettled(Kind.FLOWS)
+        unsettled = table.unsettled(StandingKind.FLOWS)
         swept = sweep(generation, family, unsettled=unsettled.keys() | {NO_LINK})
         if NO_LINK not in swept.links and not generation.has_predecessor:
             table.settle(
-                Kind.FLOWS, {link: standing for link, standing in unsettled.items() if link not in swept.links}
+                StandingKind.FLOWS, {link: standing for link, standing in unsettled.items() if link not in swept.links}
             )
         return swept
 

@@ -12,8 +12,8 @@ import structlog
 
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.uplinks import Uplinks
-from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
-from kproxy_ebpf.datapath.forwarding.host_flows import is_worth_a_look, look
+from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
+from kproxy_ebpf.datapath.forwarding.host_flows import needs_sync, sync_host_flows
 from kproxy_ebpf.datapath.forwarding.pod_addresses import PodAddresses, facts_of
 from kproxy_ebpf.datapath.forwarding.pod_table import PodTable
 from kproxy_ebpf.datapath.generations.generation import Generation
@@ -22,40 +22,40 @@ from kproxy_ebpf.observe.health import Health
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 5.0
+SYNC_SECONDS = 5.0
 REST_SECONDS = 0.02  # a pod's link, its routes and its neighbours come one after the other
 REST_FACTOR = 10.0  # a look costs time, and more so where conntrack follows many connections
 
 Addresses = Mapping[int, Mapping[bytes, int]]
 
 
-class ShortCut:
-    """`run` follows the kernel; `stir` says that something may have changed.
+class ForwardingTables:
+    """`run` follows the kernel; `wake` says that something may have changed.
 
     What a link has is known before the switch is turned on, so that turning it on takes one write and one look.
     """
 
     def __init__(self, generation: Generation, uplinks: Uplinks, is_on: Callable[[], bool], health: Health) -> None:
         self._generation, self._uplinks, self._is_on, self._health = generation, uplinks, is_on, health
-        self._stirred = asyncio.Event()
+        self._woken = asyncio.Event()
         self._reader = PodAddresses()
 
-    def stir(self) -> None:
-        self._stirred.set()
+    def wake(self) -> None:
+        self._woken.set()
 
-    async def run(self, links: PodLinks) -> None:
+    async def run(self, links: LinkWatcher) -> None:
         """Raises OSError where the kernel does not answer about links, routes or neighbours."""
         await links.ready.wait()
         while True:
-            self._stirred.clear()
+            self._woken.clear()
             began = time.monotonic()
             addresses = await asyncio.to_thread(self._learn, frozenset(links.attached))
             if self._is_on():
-                await asyncio.to_thread(self._look, addresses)
+                await asyncio.to_thread(self._sync_host_flows, addresses)
             await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
             try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._stirred.wait()
+                async with asyncio.timeout(SYNC_SECONDS):
+                    await self._woken.wait()
             except TimeoutError:
                 continue
 
@@ -69,16 +69,16 @@ class ShortCut:
         self._uplinks.follow(survey, links)
         return addresses
 
-    def _look(self, addresses: Addresses) -> None:
+    def _sync_host_flows(self, addresses: Addresses) -> None:
         problem = None
         for family in FAMILIES:
-            if not is_worth_a_look(self._generation, family):
+            if not needs_sync(self._generation, family):
                 continue
             try:
-                looked = look(self._generation, family, addresses[family], self._uplinks.cluster(family))
+                synced = sync_host_flows(self._generation, family, addresses[family], self._uplinks.cluster(family))
             except (OSError, MapFullError) as error:
                 problem = f"pods stay on the host's way until its connections are known: {error}"
             else:
-                if looked.added or looked.removed:
-                    log.debug("connections that go the host's way", family=family, **looked._asdict())
+                if synced.added or synced.removed:
+                    log.debug("connections that go the host's way", family=family, **synced._asdict())
         self._health.problem("forwarding", problem)

@@ -12,9 +12,9 @@ import structlog
 from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon.datapath import Datapath
-from kproxy_ebpf.daemon.forwarding import ShortCut
+from kproxy_ebpf.daemon.forwarding import ForwardingTables
 from kproxy_ebpf.daemon.uplinks import Uplinks
-from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.forwarding.cluster_networks import Network
 from kproxy_ebpf.linux.kernel import redirects
 from kproxy_ebpf.observe.health import Health
@@ -42,7 +42,7 @@ def switches_of(settings: Settings, *, has_sockets: bool) -> Switches:
     return _SWITCHES[mode] | (Switches.REDIRECT if redirects else Switches(0))
 
 
-class Pods:
+class ModeSwitch:
     """`links` attaches and detaches, `follow` does what the settings say, `guard` looks after what is there."""
 
     def __init__(
@@ -56,11 +56,13 @@ class Pods:
         self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
         self._failures = metrics.attach_failures
         uplinks = Uplinks(datapath.generation, datapath.uplink_attacher, self._cluster, health)
-        self.short_cut = ShortCut(datapath.generation, uplinks, self._is_redirecting, health)
+        self.forwarding = ForwardingTables(datapath.generation, uplinks, self._is_redirecting, health)
         self._drained = not self.is_on and not datapath.has_live_flows()
         self._changed_settings = asyncio.Event()
         self.switched = asyncio.Event()  # the settings of the start are in force
-        self.links = PodLinks(datapath.attacher, self.admits, self._on_attached, self._on_failed, self.short_cut.stir)
+        self.links = LinkWatcher(
+            datapath.attacher, self.admits, self._on_attached, self._on_failed, self.forwarding.wake
+        )
         metrics.attached_links.set_function(lambda: len(self.links.attached))
         keeper.listen(self._on_settings)
 
@@ -87,10 +89,6 @@ class Pods:
         """Whatever the forwarding: what the short cut needs is there before it is switched on."""
         settings = self._keeper.current
         return settings.cluster_cidr if settings.mode.is_on and redirects() else ()
-
-    async def forward(self) -> None:
-        """Keep what the programs know of pods' addresses and of the host's connections; for ever."""
-        await self.short_cut.run(self.links)
 
     async def follow(self) -> None:
         """Switch as the settings say; take the programs off links as soon as no flow needs them; for ever."""
@@ -123,13 +121,13 @@ class Pods:
         wanted, present = self._wanted, self._datapath.switches
         has_just_come = not present & Switches.TC or present & Switches.UDP_STAYS
         await asyncio.to_thread(self._datapath.switch, wanted | Switches.UDP_STAYS if has_just_come else wanted)
-        self.short_cut.stir()
+        self.forwarding.wake()
         if wanted & Switches.TC:
             await self.links.ready.wait()
-            await asyncio.to_thread(self._datapath.adopt_udp)
+            await asyncio.to_thread(self._datapath.import_udp)
         self._datapath.switch(wanted)
         if wanted & Switches.TC and has_just_come:
-            await asyncio.to_thread(self._datapath.release_udp)
+            await asyncio.to_thread(self._datapath.forget_unserved_udp)
 
     async def _come_back(self) -> None:
         """Programs are wanted again at links that have none: they find no flows of before."""
@@ -165,7 +163,7 @@ class Pods:
     def _on_settings(self, _: SettingsKeeper) -> None:
         self._changed_settings.set()
         self.links.reconsider()
-        self.short_cut.stir()
+        self.forwarding.wake()
 
     def _on_attached(self, _: float) -> None:
         self._tell_failures()

@@ -58,17 +58,17 @@ def last_good(saved: Path) -> Settings | None:
         return None
 
 
-async def settle(keeper: SettingsKeeper, file: SettingsFile | None, answered: asyncio.Event | None) -> None:
+async def wait_for_first(keeper: SettingsKeeper, file: SettingsFile | None, answered: asyncio.Event | None) -> None:
     """Wait until there are settings to work with: those of the file, of the ConfigMap (`answered`), or the defaults.
 
     While the API server doesn't answer, those of an earlier start will do. Raises ConfigError when what is offered is
     bad and there are no earlier ones: a daemon must not run with settings that nobody chose.
     """
     if file is not None:
-        file.look()
+        file.read()
     elif answered is None:
         keeper.offer(dict)
-    elif not keeper.is_settled:
+    elif not keeper.has_settings:
         await answered.wait()
-    if not keeper.is_settled and keeper.error is not None:
+    if not keeper.has_settings and keeper.error is not None:
         raise keeper.error

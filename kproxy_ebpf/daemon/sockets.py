@@ -12,7 +12,7 @@ from kproxy_ebpf.contract.layouts import BackendState
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.sockets.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
-from kproxy_ebpf.datapath.sockets.terminate import Severing
+from kproxy_ebpf.datapath.sockets.terminate import SocketTerminator
 from kproxy_ebpf.errors import NodeError
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ class Sockets:
         self._links = generation.root / "links"
         self._hooks: SocketHooks | None = None
         self._is_attached = False
-        self._severing = _severing(generation)
+        self._terminators = _terminators(generation)
         self._lost: dict[int, set[int]] = {family: set() for family in FAMILIES}
         self._wake = asyncio.Event()
         self.host_cookie = 0
@@ -71,23 +71,23 @@ class Sockets:
 
     async def catch_up(self) -> None:
         """End the sockets that a daemon before us has left to end; before ids are used anew."""
-        for family in self._severing:
-            await self._sever(family, None)
+        for family in self._terminators:
+            await self._terminate(family, None)
 
-    async def sever(self) -> None:
+    async def terminate(self) -> None:
         """End the sockets of backends that are noted as lost; for ever."""
-        for severing in self._severing.values():
-            await self._in_thread(severing.learn)
+        for terminator in self._terminators.values():
+            await self._in_thread(terminator.learn)
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for family in self._severing:
+            for family in self._terminators:
                 lost, self._lost[family] = self._lost[family], set()
                 if lost:
-                    await self._sever(family, lost)
+                    await self._terminate(family, lost)
 
-    async def _sever(self, family: int, backend_ids: set[int] | None) -> None:
-        count = await self._in_thread(self._severing[family].sever, backend_ids)
+    async def _terminate(self, family: int, backend_ids: set[int] | None) -> None:
+        count = await self._in_thread(self._terminators[family].terminate, backend_ids)
         if count:
             log.info("sockets ended: their backends are gone", family=family, sockets=count)
 
@@ -101,8 +101,8 @@ class Sockets:
             return None
 
     def close(self) -> None:
-        for severing in self._severing.values():
-            severing.close()
+        for terminator in self._terminators.values():
+            terminator.close()
         if self._hooks is not None:
             self._hooks.close()
 
@@ -113,10 +113,10 @@ class Sockets:
         self.problem = sentence
 
 
-def _severing(generation: Generation) -> dict[int, Severing]:
+def _terminators(generation: Generation) -> dict[int, SocketTerminator]:
     """By family; none where the kernel can't list sockets."""
     try:
-        return {family: Severing(generation, family) for family in FAMILIES}
+        return {family: SocketTerminator(generation, family) for family in FAMILIES}
     except OSError as error:
         log.warning("open sockets will outlast their backends", error=str(error))
         return {}

@@ -116,8 +116,8 @@ def dump(call: Callable[[], Iterable[Message]]) -> list[Message]:
             return messages
 
 
-async def listen(hear: Tell, stir: Callable[[], object] = lambda: None) -> None:
-    """Call `hear`, in this loop, for all that happens to links from now on (first None), until cancelled; `stir` when
+async def listen(hear: Tell, wake: Callable[[], object] = lambda: None) -> None:
+    """Call `hear`, in this loop, for all that happens to links from now on (first None), until cancelled; `wake` when
     something changes that pods' addresses are read from. Raises OSError.
     """
     home, apart = asyncio.get_running_loop(), asyncio.SelectorEventLoop()
@@ -126,9 +126,9 @@ async def listen(hear: Tell, stir: Callable[[], object] = lambda: None) -> None:
     def take(message: Message) -> None:
         if message["event"] not in _NEIGHBOUR_EVENTS:
             _tell(message, tell)
-            home.call_soon_threadsafe(stir)
+            home.call_soon_threadsafe(wake)
         elif neighbours.changes(message):
-            home.call_soon_threadsafe(stir)
+            home.call_soon_threadsafe(wake)
 
     task = apart.create_task(_listen(tell, take))
     with ThreadPoolExecutor(1, "rtnetlink") as thread:

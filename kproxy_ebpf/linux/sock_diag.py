@@ -35,7 +35,7 @@ Target = tuple[bytes, int]
 """A packed address and a port."""
 
 
-class Found(NamedTuple):
+class FoundSocket(NamedTuple):
     """A socket. `identity` names it to the kernel (struct inet_diag_sockid)."""
 
     family: int
@@ -63,7 +63,7 @@ class SockDiag:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
 
-    def find(self, family: int, protocol: int, targets: Sequence[Target] = ()) -> Iterator[Found]:
+    def find(self, family: int, protocol: int, targets: Sequence[Target] = ()) -> Iterator[FoundSocket]:
         """The sockets of `family` (AF_INET or AF_INET6) with a peer: any, or one of `targets`. Raises OSError."""
         states = _TCP_STATES if protocol == socket.IPPROTO_TCP else _UDP_STATES
         request = struct.pack("=BBBxI", family, protocol, 0, states) + bytes(_ID_BYTES)
@@ -72,9 +72,9 @@ class SockDiag:
             request += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _REQ_BYTECODE) + code
         self._send(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, request)
         for message in self._answers():
-            yield Found(family, protocol, message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES])
+            yield FoundSocket(family, protocol, message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES])
 
-    def destroy(self, found: Found) -> None:
+    def destroy(self, found: FoundSocket) -> None:
         """End a socket: its application gets ECONNABORTED, a TCP peer a RST. Raises OSError (ENOENT: it has ended)."""
         request = struct.pack("=BBBxI", found.family, found.protocol, 0, 0) + found.identity
         self._send(_SOCK_DESTROY, _REQUEST | _ACK, request)

@@ -44,8 +44,9 @@ class FlowRecord:
     age_seconds: int
     ifindex: int
 
-    def mirrored(self) -> FlowRecord:
-        """The entry for the opposite way."""
-        key = replace(self.to.reversed(), direction=self.to.direction)
-        to = replace(self.tuple.reversed(), direction=self.tuple.direction)
-        return replace(self, tuple=key, to=to, flags=self.flags ^ FlowFlags.REPLY)
+
+def mirror_of(flow: FlowRecord) -> FlowRecord:
+    """The connection's other entry, for packets of the opposite way."""
+    key = replace(flow.to.reversed(), direction=flow.to.direction)
+    to = replace(flow.tuple.reversed(), direction=flow.tuple.direction)
+    return replace(flow, tuple=key, to=to, flags=flow.flags ^ FlowFlags.REPLY)

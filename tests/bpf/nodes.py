@@ -21,7 +21,7 @@ from scapy.layers.l2 import Ether
 from kproxy_ebpf.contract.layouts import Verdict, Way
 from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
 from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.model.flows import FlowTuple
 
@@ -77,12 +77,12 @@ class Node:
         with self.table() as table, self.generation.map("pods", self.family) as pods:
             table.tell({})
             table.tell(facts)
-            for kind in Kind:
+            for kind in StandingKind:
                 table.settle(kind, table.unsettled(kind))
             for address, ifindex, mac in ((client, LO, POD_MAC), (server, self.server_link, SERVER_MAC)):
                 pods.update(address, ifindex.to_bytes(4, "little") + binary(mac) + bytes(2))
 
-    def unsettled(self, kind: Kind) -> set[int]:
+    def unsettled(self, kind: StandingKind) -> set[int]:
         with self.table() as table:
             return set(table.unsettled(kind))
 
@@ -92,7 +92,7 @@ class Node:
             flows.update(
                 flow_key(self.family, packet), ifindex.to_bytes(4, "little") + now_seconds().to_bytes(4, "little")
             )
-            table.unsettle(Kind.HOST_FLOWS, [ifindex])
+            table.unsettle(StandingKind.HOST_FLOWS, [ifindex])
 
     def clear(self) -> None:
         with self.table() as table:

@@ -13,7 +13,7 @@ from socket import if_nametoindex
 import pytest
 from pyroute2.iproute.linux import IPRoute
 
-from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.lab.netns import RUN_NETNS
@@ -179,7 +179,7 @@ def test_a_link_that_is_gone(attacher: Attacher, generation: Generation, veth: i
 
 
 @asynccontextmanager
-async def watching(links: PodLinks) -> AsyncIterator[None]:
+async def watching(links: LinkWatcher) -> AsyncIterator[None]:
     task = asyncio.create_task(links.run())
     try:
         await asyncio.wait_for(links.ready.wait(), 10)
@@ -199,7 +199,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 async def test_links_are_followed(attacher: Attacher, netns: str) -> None:
     ip("link add veth-old type veth peer name peer-old", "link add other0 type veth peer name other1")
     seconds: list[float] = []
-    links = PodLinks(attacher, lambda name: name.startswith("veth"), on_attached=seconds.append)
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"), on_attached=seconds.append)
     async with watching(links):
         assert set(links.attached.values()) == {"veth-old"}
         ip(f"link add veth-new type veth peer name eth0 netns {netns}-pod")
@@ -223,7 +223,7 @@ async def test_nothing_is_left_of_links_that_go_while_programs_are_attached(
     attacher: Attacher, netns: str, generation: Generation
 ) -> None:
     """Each goes as soon as it has its first pin, when others are still to come."""
-    links = PodLinks(attacher, lambda name: name.startswith("veth"))
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
     async with watching(links):
         for number in range(20):
             brief = await asyncio.to_thread(_brief_link, f"veth{number}", netns, generation)
@@ -246,7 +246,7 @@ async def test_a_link_that_moves_away_loses_its_programs(
     attacher: Attacher, netns: str, generation: Generation
 ) -> None:
     ip("link add veth0 type veth peer name veth-moves")
-    links = PodLinks(attacher, lambda name: name.startswith("veth"))
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
     async with watching(links):
         moving = if_nametoindex("veth-moves")
         await until(lambda: moving in links.attached)
@@ -262,7 +262,7 @@ async def test_a_link_that_moves_away_loses_its_programs(
 async def test_uplinks_are_left_alone(attacher: Attacher, netns: str) -> None:
     ip("link add veth0 type veth peer name veth1", "link set veth0 up", "link set veth1 up")
     ip("address add 192.0.2.1/24 dev veth0", "route add default via 192.0.2.2")
-    links = PodLinks(attacher, lambda name: name.startswith("veth"))
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
     async with watching(links):
         assert set(links.attached.values()) == {"veth1"}
         ip("address add 198.51.100.1/24 dev veth1", "route add default via 198.51.100.2 metric 7")
@@ -278,7 +278,7 @@ async def test_uplinks_are_left_alone(attacher: Attacher, netns: str) -> None:
 async def test_patterns_may_change(attacher: Attacher, netns: str) -> None:
     ip("link add veth0 type veth peer name cali0")
     prefix = ["veth"]
-    links = PodLinks(attacher, lambda name: name.startswith(prefix[0]))
+    links = LinkWatcher(attacher, lambda name: name.startswith(prefix[0]))
     async with watching(links):
         assert set(links.attached.values()) == {"veth0"}
         prefix[0] = "cali"
@@ -292,7 +292,7 @@ async def test_a_failure_is_told_and_tried_again(netns: str, generation: Generat
     ip("link add veth0 type veth peer name peer0")
     tc("qdisc", "add", "dev", "veth0", "ingress")
     attacher, failures = Attacher(generation, Method.CLSACT), []
-    links = PodLinks(attacher, lambda name: name.startswith("veth"), on_failed=lambda: failures.append(1))
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"), on_failed=lambda: failures.append(1))
     async with watching(links):
         veth = if_nametoindex("veth0")
         assert list(links.failed) == [veth]
@@ -308,7 +308,7 @@ async def test_a_failure_is_told_and_tried_again(netns: str, generation: Generat
 
 async def test_lost_messages_are_made_up_for(attacher: Attacher, netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kproxy_ebpf.linux.rtnetlink._HEARING_BYTES", 0)  # the kernel's least
-    links = PodLinks(attacher, lambda name: name == "veth-last")
+    links = LinkWatcher(attacher, lambda name: name == "veth-last")
     async with watching(links):
         ip(*(f"link add dump{i} type bridge" for i in range(60)), "link add veth-last type veth peer name peer")
         await until(lambda: bool(links.attached))

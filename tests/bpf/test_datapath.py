@@ -17,7 +17,7 @@ from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps import pod_links
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
 from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
 from kproxy_ebpf.plan.tables.services import Capacities
 
@@ -51,11 +51,11 @@ def tables(node: Datapath) -> Iterator[PodLinkTable]:
 def settle(node: Datapath) -> None:
     """What a look does that finds nothing."""
     for table in tables(node):
-        table.settle(Kind.UNRECORDED, table.unsettled(Kind.UNRECORDED))
+        table.settle(StandingKind.UNRECORDED, table.unsettled(StandingKind.UNRECORDED))
 
 
 def is_unsettled(node: Datapath) -> bool:
-    unsettled = [set(table.unsettled(Kind.UNRECORDED)) for table in tables(node)]
+    unsettled = [set(table.unsettled(StandingKind.UNRECORDED)) for table in tables(node)]
     assert unsettled[0] == unsettled[1]
     return unsettled[0] == {LINK}
 

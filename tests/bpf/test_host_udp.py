@@ -11,9 +11,9 @@ from packets import BACKEND, BACKEND_B, CLIENT, HOST_MAC, OUTSIDE, VIP, VIP_B, E
 
 from kproxy_ebpf.contract.layouts import Direction, Switches, Verdict
 from kproxy_ebpf.daemon.flows import sweep_and_settle
-from kproxy_ebpf.datapath.flows.host_udp import adopted, insert, release
+from kproxy_ebpf.datapath.flows.host_udp import flows_of_host, forget_unserved, import_flows
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.linux.nf_conntrack import Tracked
 from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
@@ -53,7 +53,7 @@ def settled_link(datapath: Datapath, generation: Generation) -> Iterator[PodLink
     """The client's link, which has no flows and is known to have none."""
     with PodLinkTable(generation, datapath.family) as table:
         table.tell({LO: LinkFacts(CLIENT.host.packed(datapath.family), 0, bytes.fromhex(HOST_MAC.replace(":", "")), 0)})
-        table.settle(Kind.FLOWS, table.unsettled(Kind.FLOWS))
+        table.settle(StandingKind.FLOWS, table.unsettled(StandingKind.FLOWS))
         yield table
         table.tell({})
 
@@ -67,9 +67,9 @@ def test_only_what_is_led_to_a_backend_is_taken_over(datapath: Datapath, content
     untranslated = tracked(family, server=VIP)
     masqueraded = tracked(family, server=VIP, back=OUTSIDE)
     stranger = tracked(family, vip=OUTSIDE)
-    assert not list(adopted(family, contents, [untranslated, masqueraded, stranger]))
+    assert not list(flows_of_host(family, contents, [untranslated, masqueraded, stranger]))
     masqueraded_too = tracked(family, back=OUTSIDE)
-    flows = list(adopted(family, contents, [tracked(family), masqueraded_too]))
+    flows = list(flows_of_host(family, contents, [tracked(family), masqueraded_too]))
     assert [flow.to.destination for flow in flows] == [BACKEND.host.packed(family)] * 2
 
 
@@ -77,23 +77,23 @@ def test_flows_are_found_though_the_link_was_settled_while_they_were_written(
     datapath: Datapath, generation: Generation, contents: TableContents, settled_link: PodLinkTable
 ) -> None:
     def flows() -> Iterator[FlowRecord]:
-        settled_link.unsettle(Kind.FLOWS)  # as a flow that has ended leaves it
+        settled_link.unsettle(StandingKind.FLOWS)  # as a flow that has ended leaves it
         sweep_and_settle(generation, datapath.family)
-        assert not settled_link.unsettled(Kind.FLOWS), "nothing was there yet"
-        yield from adopted(datapath.family, contents, [tracked(datapath.family, BACKEND_B)])
+        assert not settled_link.unsettled(StandingKind.FLOWS), "nothing was there yet"
+        yield from flows_of_host(datapath.family, contents, [tracked(datapath.family, BACKEND_B)])
 
     datapath.add_backend(2, BACKEND_B)
-    assert insert(generation, datapath.family, flows()) == 1
+    assert import_flows(generation, datapath.family, flows()) == 1
     datapath.play(said(to=BACKEND_B))
 
 
 def test_a_sweep_that_began_before_settles_nothing(
     datapath: Datapath, generation: Generation, contents: TableContents, settled_link: PodLinkTable
 ) -> None:
-    settled_link.unsettle(Kind.FLOWS)
-    looked = settled_link.unsettled(Kind.FLOWS)
-    insert(generation, datapath.family, adopted(datapath.family, contents, [tracked(datapath.family)]))
-    settled_link.settle(Kind.FLOWS, looked)
+    settled_link.unsettle(StandingKind.FLOWS)
+    looked = settled_link.unsettled(StandingKind.FLOWS)
+    import_flows(generation, datapath.family, flows_of_host(datapath.family, contents, [tracked(datapath.family)]))
+    settled_link.settle(StandingKind.FLOWS, looked)
     datapath.play(said())
 
 
@@ -116,27 +116,27 @@ def test_what_stayed_with_the_host_is_balanced_unless_the_host_has_it(
         Meanwhile(lambda here: here.set_live(switches=BALANCES)),
         *stays,
     )
-    assert release(generation, family, contents.frontends, connections) == 3
+    assert forget_unserved(generation, family, contents.frontends, connections) == 3
     again = [said(each, verdict=Verdict.BALANCED) for each in (untranslated, masqueraded, unknown)]
     datapath.play(said(), stays[0], *again)
     assert datapath.flow(VIP, unknown, Direction.TO_POD, "udp") is None, "of the entry for answers nothing is left"
-    assert release(generation, family, contents.frontends, connections) == 0
+    assert forget_unserved(generation, family, contents.frontends, connections) == 0
 
 
 def test_flows_that_are_somebodys_are_not_let_go_of(
     datapath: Datapath, generation: Generation, contents: TableContents
 ) -> None:
-    """One adopted with a backend that is not known, one of no Service that has another's answers, one of TCP."""
+    """One imported whose backend is not known, one of no Service that has another's answers, one of TCP."""
     family = datapath.family
     other = CLIENT.on(41001)
-    (unknown,) = adopted(family, contents, [tracked(family, OUTSIDE, other)])
+    (unknown,) = flows_of_host(family, contents, [tracked(family, OUTSIDE, other)])
     assert unknown.backend_id == 0
-    insert(generation, family, [unknown])
+    import_flows(generation, family, [unknown])
     datapath.play(said(verdict=Verdict.BALANCED))
     assert datapath.see(FROM_POD, udp(CLIENT, BACKEND).frame(family))[0] == Verdict.TRANSLATED
     datapath.write_flow((CLIENT, VIP_B, FROM_POD), (CLIENT, VIP_B, Direction.TO_POD), state=1)
     before = datapath.flows.count()
-    assert release(generation, family, contents.frontends, []) == 0
+    assert forget_unserved(generation, family, contents.frontends, []) == 0
     assert datapath.flows.count() == before
 
 
@@ -145,8 +145,8 @@ def test_a_flow_whose_port_is_used_again_meanwhile_stays(
 ) -> None:
     family = datapath.family
     datapath.play(said(verdict=Verdict.BALANCED))
-    stale = replace(next(adopted(family, contents, [tracked(family)])), backend_id=0)
+    stale = replace(next(flows_of_host(family, contents, [tracked(family)])), backend_id=0)
     stale = replace(stale, to=replace(stale.to, destination=VIP.host.packed(family), destination_port=VIP.port))
     monkeypatch.setattr("kproxy_ebpf.datapath.flows.host_udp.live_connections", lambda *_: [stale])
-    release(generation, family, contents.frontends, [])
+    forget_unserved(generation, family, contents.frontends, [])
     datapath.play(said())

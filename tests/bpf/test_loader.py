@@ -24,7 +24,7 @@ from kproxy_ebpf.datapath.generations.generation import Generation, current, ens
 from kproxy_ebpf.datapath.generations.schema import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.datapath.generations.sources import Constants, source_folder
 from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
-from kproxy_ebpf.datapath.sockets.terminate import Severing
+from kproxy_ebpf.datapath.sockets.terminate import SocketTerminator
 from kproxy_ebpf.errors import BusyError, LoadError, NodeError
 from kproxy_ebpf.linux.bpf import Map
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
@@ -143,7 +143,7 @@ def test_a_kernel_that_refuses_to_list_sockets_gets_all_else(bpffs: Path, small:
     generation = ensure(bpffs, small, sources)
     assert generation.is_complete
     with pytest.raises(OSError, match=next(iter(LISTING_PROGRAMS))):
-        Severing(generation, 4)
+        SocketTerminator(generation, 4)
 
 
 def test_other_programs_take_the_maps_over(filled: Generation, bpffs: Path, small: Constants, sources: Path) -> None:

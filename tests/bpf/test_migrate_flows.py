@@ -12,10 +12,10 @@ from packets import BACKEND, BACKEND_B, CLIENT, VIP, VIP_B, Endpoint
 from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Direction, FlowFlags, FlowState, layouts
 from kproxy_ebpf.contract.maps import pinned_name
 from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, flow_value, now_seconds
-from kproxy_ebpf.datapath.generations.migrate_flows import FlowPassage
+from kproxy_ebpf.datapath.generations.migrate_flows import FlowMigration
 from kproxy_ebpf.datapath.generations.schema import own_layouts, write_layouts
 from kproxy_ebpf.linux.bpf import ARRAY, LRU_HASH, Map
-from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple, mirror_of
 
 NEW, ESTABLISHED, CLOSING, CLOSED = FlowState
 NOW = now_seconds()
@@ -62,16 +62,16 @@ class Tables:
         """Whether `new` holds exactly both entries of these."""
         with self._open(self.new) as table:
             present = [flow_record(self.family, key, value, NOW) for key, value in table.items()]
-        wanted = [entry for each in connections for entry in (each, each.mirrored())]
+        wanted = [entry for each in connections for entry in (each, mirror_of(each))]
         return len(present) == len(wanted) and all(entry in present for entry in wanted)
 
     def copy(self) -> None:
-        with FlowPassage(self.old, self.new, "flows", self.family) as passage:
-            passage.copy()
+        with FlowMigration(self.old, self.new, "flows", self.family) as migration:
+            migration.copy()
 
     def fetch(self) -> None:
-        with FlowPassage(self.old, self.new, "flows", self.family) as passage:
-            passage.add_missing()
+        with FlowMigration(self.old, self.new, "flows", self.family) as migration:
+            migration.copy_missing()
 
     def _open(self, folder: Path) -> Map:
         return Map.open(folder / "maps" / pinned_name("flows", self.family))
@@ -102,7 +102,7 @@ def tables(bpffs: Path, request: pytest.FixtureRequest) -> Iterator[Tables]:
 
 
 def both(flow: FlowRecord) -> tuple[FlowRecord, FlowRecord]:
-    return flow, flow.mirrored()
+    return flow, mirror_of(flow)
 
 
 def test_what_is_over_is_neither_copied_nor_fetched(tables: Tables) -> None:

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from kproxy_ebpf.contract.layouts import layouts
 from kproxy_ebpf.contract.maps import pinned_name
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
 from kproxy_ebpf.linux.bpf import ARRAY, Map
 
 LINK, OTHER, PLACES = 3, 4, 64
 MMAPABLE = 1 << 10
 FACTS = LinkFacts(b"\x0a\0\0\1", 0, b"\2\0\0\0\0\1", 7)
-KIND = Kind.FLOWS
+KIND = StandingKind.FLOWS
 
 
 @dataclass
@@ -105,7 +105,7 @@ def test_what_comes_between_a_look_and_its_end_is_not_undone(
 def test_a_look_at_one_kind_does_not_mind_what_happens_to_others(links: Links) -> None:
     links.begin(5, 5)
     looked = links.table.unsettled(KIND)
-    links.table.unsettle(Kind.HOST_FLOWS)
+    links.table.unsettle(StandingKind.HOST_FLOWS)
     links.table.unsettle(KIND, [OTHER])
     links.table.settle(KIND, looked)
     assert links.is_settled

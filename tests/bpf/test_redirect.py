@@ -30,8 +30,8 @@ from scapy.layers.sctp import SCTPChunkInit
 
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Switches, Verdict, Way
 from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
-from kproxy_ebpf.datapath.forwarding.host_flows import look
-from kproxy_ebpf.datapath.maps.pod_links import Kind, LinkFacts
+from kproxy_ebpf.datapath.forwarding.host_flows import sync_host_flows
+from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, StandingKind
 from kproxy_ebpf.model.flows import FlowTuple
 
 DIRECT = tcp(CLIENT, BACKEND, "A", b"data")
@@ -52,7 +52,7 @@ def test_a_connection_through_a_vip_is_translated_on_the_way(node):
     way, verdicts, frame = node.send(SYN.frame(node.family))
     assert (way, sorted(verdicts)) == (Way.PEER, [Verdict.UNTOUCHED, Verdict.BALANCED])
     assert frame == routed(tcp(CLIENT, BACKEND, "S"), node.family)
-    assert node.unsettled(Kind.FLOWS) == {LO}, "the server's link has no flows, and needs no look-up"
+    assert node.unsettled(StandingKind.FLOWS) == {LO}, "the server's link has no flows, and needs no look-up"
     assert node.datapath.flow(CLIENT, VIP, FROM_POD).ifindex == LO
 
 
@@ -61,7 +61,7 @@ def test_an_answer_is_translated_back_for_the_pod_that_it_is_handed_to(node):
     client = BACKEND.on(40001)
     server = CLIENT.on(8080)
     with node.table() as table:
-        table.unsettle(Kind.FLOWS, [node.server_link])
+        table.unsettle(StandingKind.FLOWS, [node.server_link])
     for key, to, flags in (
         ((client, VIP, Direction.FROM_POD), (client, server, Direction.TO_POD), FlowFlags(0)),
         ((server, client, Direction.TO_POD), (VIP, client, Direction.FROM_POD), FlowFlags.REPLY),
@@ -75,7 +75,7 @@ def test_an_answer_is_translated_back_for_the_pod_that_it_is_handed_to(node):
 def test_an_error_about_a_translated_connection_goes_the_way_of_its_packets(node):
     client, server = BACKEND.on(40001), CLIENT.on(5353)
     with node.table() as table:
-        table.unsettle(Kind.FLOWS, [node.server_link])
+        table.unsettle(StandingKind.FLOWS, [node.server_link])
     for key, to, flags in (
         ((client, VIP, Direction.FROM_POD), (client, server, Direction.TO_POD), FlowFlags(0)),
         ((server, client, Direction.TO_POD), (VIP, client, Direction.FROM_POD), FlowFlags.REPLY),
@@ -123,7 +123,7 @@ def gone(node: Node) -> bytes:
 def unrecorded(link: str) -> Obstacle:
     def happens(node: Node) -> bytes:
         with node.table() as table:
-            table.unsettle(Kind.UNRECORDED, [LO if link == "sender" else node.server_link])
+            table.unsettle(StandingKind.UNRECORDED, [LO if link == "sender" else node.server_link])
         return DIRECT.frame(node.family)
 
     return happens
@@ -176,7 +176,7 @@ def test_without_the_switch_all_goes_the_hosts_way_and_nothing_is_counted(node):
 def test_what_reaches_a_pod_the_hosts_way_makes_its_connection_the_hosts(node, packet):
     """lo is the link of the pod that receives it here."""
     node.datapath.run(TO_POD, packet.frame(node.family))
-    assert node.unsettled(Kind.HOST_FLOWS) == {LO}
+    assert node.unsettled(StandingKind.HOST_FLOWS) == {LO}
     protocol = 6 if packet.payload(4).name == "TCP" else 17
     answer = tcp(CLIENT, BACKEND, "SA") if protocol == 6 else udp(CLIENT, BACKEND)
     assert node.send(answer.frame(node.family))[0] is Way.STACK_HOST_FLOW
@@ -192,7 +192,7 @@ def test_a_first_fragment_tells_whose_datagram_it_is(node, offset):
         ip.payload, ip.plen = IPv6ExtHdrFragment(offset=offset, m=1, id=7, nh=17) / ip.payload, None
         ip.nh = 44
     node.datapath.run(TO_POD, bytes(whole))
-    assert node.unsettled(Kind.HOST_FLOWS) == ({LO} if offset == 0 else set())
+    assert node.unsettled(StandingKind.HOST_FLOWS) == ({LO} if offset == 0 else set())
     answer = node.send(udp(CLIENT, BACKEND).frame(node.family))[0]
     assert answer is (Way.STACK_HOST_FLOW if offset == 0 else Way.PEER)
 
@@ -202,7 +202,7 @@ def test_a_first_fragment_tells_whose_datagram_it_is(node, offset):
 )
 def test_what_begins_no_connection_between_pods_is_not_noted(node, packet):
     node.datapath.run(TO_POD, packet.frame(node.family))
-    assert node.unsettled(Kind.HOST_FLOWS) == set()
+    assert node.unsettled(StandingKind.HOST_FLOWS) == set()
 
 
 def test_a_look_forgets_what_conntrack_does_not_follow(node):
@@ -211,26 +211,26 @@ def test_a_look_forgets_what_conntrack_does_not_follow(node):
     with node.generation.map("host_flows", node.family) as flows:
         (key,) = flows.keys()
         flows.update(key, node.server_link.to_bytes(4, "little") + (now_seconds() - 5).to_bytes(4, "little"))
-    looked = look(node.generation, node.family, {}, PrefixSet({}))
-    assert (looked.entries, looked.added, looked.removed) == (0, 0, 1)
-    assert node.unsettled(Kind.HOST_FLOWS) == set()
+    synced = sync_host_flows(node.generation, node.family, {}, PrefixSet({}))
+    assert (synced.entries, synced.added, synced.removed) == (0, 0, 1)
+    assert node.unsettled(StandingKind.HOST_FLOWS) == set()
     assert node.send(DIRECT.frame(node.family))[0] is Way.PEER
 
 
 def test_a_link_is_not_settled_where_something_was_made_since_it_was_looked_at(node):
     with node.table() as table:
-        table.unsettle(Kind.HOST_FLOWS, [LO])
-        looked = table.unsettled(Kind.HOST_FLOWS)
+        table.unsettle(StandingKind.HOST_FLOWS, [LO])
+        looked = table.unsettled(StandingKind.HOST_FLOWS)
         node.datapath.run(TO_POD, tcp(BACKEND, CLIENT, "S").frame(node.family))
-        table.settle(Kind.HOST_FLOWS, looked)
-    assert node.unsettled(Kind.HOST_FLOWS) == {LO}
+        table.settle(StandingKind.HOST_FLOWS, looked)
+    assert node.unsettled(StandingKind.HOST_FLOWS) == {LO}
 
 
 def test_a_link_without_an_element_goes_the_slow_way(node):
     with node.table() as table:
         facts = table.links()
         table.tell({LO: facts[LO]})
-        for kind in Kind:
+        for kind in StandingKind:
             table.settle(kind, table.unsettled(kind))
     assert node.send(DIRECT.frame(node.family))[0] is Way.STACK_UNRECORDED
 
@@ -239,9 +239,9 @@ def test_new_facts_of_a_link_unsettle_all_that_was_settled(node):
     with node.table() as table:
         facts = table.links()
         table.tell(facts)
-        assert not table.unsettled(Kind.UNRECORDED)
+        assert not table.unsettled(StandingKind.UNRECORDED)
         table.tell(facts | {LO: replace_pod(facts[LO], node)})
-        assert set(table.unsettled(Kind.UNRECORDED)) == set(table.unsettled(Kind.FLOWS)) == {LO}
+        assert set(table.unsettled(StandingKind.UNRECORDED)) == set(table.unsettled(StandingKind.FLOWS)) == {LO}
         assert table.links()[LO].pod == OUTSIDE.host.packed(node.family)
 
 

@@ -43,7 +43,7 @@ from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Verdict, Way
 from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
-from kproxy_ebpf.datapath.maps.pod_links import Kind
+from kproxy_ebpf.datapath.maps.pod_links import StandingKind
 from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.model.flows import FlowTuple
 
@@ -156,7 +156,7 @@ def narrow_route(uplink: Uplink) -> bytes:
 
 def unrecorded(uplink: Uplink) -> bytes:
     with uplink.node.table() as table:
-        table.unsettle(Kind.UNRECORDED, [LO])
+        table.unsettle(StandingKind.UNRECORDED, [LO])
     return DIRECT.frame(uplink.family)
 
 
@@ -214,7 +214,7 @@ def flow_of_the_server(uplink: Uplink, protocol: str = "tcp") -> Endpoint:
     """The pod behind the veth has reached REMOTE through the VIP; its end of that."""
     client = BACKEND.on(40001)
     with uplink.node.table() as table:
-        table.unsettle(Kind.FLOWS, [uplink.node.server_link])
+        table.unsettle(StandingKind.FLOWS, [uplink.node.server_link])
     for key, to, flags in (
         ((client, VIP, Direction.FROM_POD), (client, REMOTE, Direction.TO_POD), FlowFlags(0)),
         ((REMOTE, client, Direction.TO_POD), (VIP, client, Direction.FROM_POD), FlowFlags.REPLY),
@@ -244,7 +244,7 @@ def test_an_error_about_a_connection_of_the_hosts_is_the_hosts(uplink):
     uplink.follow(client, REMOTE, 17)
     uplink.follow(REMOTE, client, 17)
     with uplink.node.table() as table:
-        table.unsettle(Kind.HOST_FLOWS, [uplink.node.server_link])
+        table.unsettle(StandingKind.HOST_FLOWS, [uplink.node.server_link])
     error = icmp_error(PORT_UNREACHABLE, ROUTER, client.host, udp(client, REMOTE)).frame(uplink.family)
     assert uplink.arrive(error) == (Way.STACK_HOST_FLOW, [], NEXT, error)
 
@@ -294,7 +294,7 @@ def test_what_is_unsure_goes_on_through_the_hosts_stack(uplink, way, obstacle):
 def test_what_leaves_by_the_hosts_stack_is_the_hosts_connection(uplink, packet):
     """Whatever VIP it was sent to: here it has been translated by the host."""
     uplink.leave(packet.frame(uplink.family))
-    assert uplink.node.unsettled(Kind.HOST_FLOWS) == {LO}
+    assert uplink.node.unsettled(StandingKind.HOST_FLOWS) == {LO}
     is_tcp = packet.payload(4).name == "TCP"
     answer = tcp(REMOTE, CLIENT, "SA") if is_tcp else udp(REMOTE, CLIENT)
     assert uplink.arrive(answer.frame(uplink.family))[0] is Way.STACK_HOST_FLOW
@@ -308,7 +308,7 @@ def test_what_leaves_by_the_hosts_stack_is_the_hosts_connection(uplink, packet):
 )
 def test_what_else_leaves_is_not_noted(uplink, packet):
     uplink.leave(packet.frame(uplink.family))
-    assert uplink.node.unsettled(Kind.HOST_FLOWS) == set()
+    assert uplink.node.unsettled(StandingKind.HOST_FLOWS) == set()
 
 
 def test_a_connection_from_another_node_that_reaches_a_pod_by_the_stack_is_noted(uplink):

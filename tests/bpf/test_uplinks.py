@@ -15,7 +15,7 @@ from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable, Network
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
-from kproxy_ebpf.datapath.maps.pod_links import Kind
+from kproxy_ebpf.datapath.maps.pod_links import StandingKind
 from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.observe.health import Health
 
@@ -85,15 +85,17 @@ def test_the_uplink_is_found_and_told_when_it_has_its_programs(kept):
     assert kept.follow() is None
     assert kept.told == kept.attacher.carrying == {kept.place.ifindex}
     assert kept.cluster == {NETWORKS[kept.place.family]}
-    assert kept.place.node.unsettled(Kind.UNRECORDED) == {LO, kept.place.node.server_link}, "conntrack is asked first"
+    assert kept.place.node.unsettled(StandingKind.UNRECORDED) == {LO, kept.place.node.server_link}, (
+        "conntrack is asked first"
+    )
 
 
 def test_a_second_look_changes_nothing(kept):
     kept.follow()
     with kept.place.node.table() as table:
-        table.settle(Kind.UNRECORDED, table.unsettled(Kind.UNRECORDED))
+        table.settle(StandingKind.UNRECORDED, table.unsettled(StandingKind.UNRECORDED))
     kept.follow()
-    assert kept.place.node.unsettled(Kind.UNRECORDED) == set()
+    assert kept.place.node.unsettled(StandingKind.UNRECORDED) == set()
 
 
 def test_without_networks_all_is_taken_back(kept):

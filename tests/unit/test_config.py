@@ -113,7 +113,7 @@ def test_a_bad_offer_leaves_the_last_good_settings_in_force() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(config, "POLL_SECONDS", 0.05)
 
 
 async def mode_becomes(keeper: SettingsKeeper, mode: Mode) -> None:
@@ -137,7 +137,7 @@ async def test_a_replaced_file_is_seen(tmp_path: Path) -> None:
     path.write_text("mode: tc\n")
     keeper = SettingsKeeper()
     file = SettingsFile(path, keeper)
-    file.look()
+    file.read()
     assert keeper.current.mode is Mode.TC
 
     async def scenario() -> None:
@@ -155,7 +155,7 @@ async def test_a_folder_that_goes_and_comes_back_is_followed(tmp_path: Path) -> 
     (folder / "settings.yaml").write_text("mode: tc\n")
     keeper = SettingsKeeper()
     file = SettingsFile(folder / "settings.yaml", keeper)
-    file.look()
+    file.read()
 
     async def scenario() -> None:
         folder.rename(tmp_path / "old")
@@ -177,8 +177,8 @@ def test_a_file_that_stays_is_offered_once(tmp_path: Path) -> None:
     keeper, offers = SettingsKeeper(), []
     keeper.listen(lambda k: offers.append(k.error))
     file = SettingsFile(path, keeper)
-    file.look()
-    file.look()
+    file.read()
+    file.read()
     assert len(offers) == 1
 
 

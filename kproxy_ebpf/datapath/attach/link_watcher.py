@@ -22,12 +22,12 @@ from kproxy_ebpf.linux.rtnetlink import LinkChange
 log = structlog.get_logger(__name__)
 
 
-class PodLinks:
+class LinkWatcher:
     """Keeps the programs attached to exactly the pods' links. `run` does the work; the rest may be called meanwhile.
 
     `admits` says whether a link's name is a pod's; after it has changed its mind call `reconsider`. `on_attached` is
     told how many seconds after the kernel's message a link had its programs, `on_failed` of each failed attempt,
-    `on_stir` that `attached` or the addresses behind links may have changed.
+    `on_change` that `attached` or the addresses behind links may have changed.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class PodLinks:
         admits: Callable[[str], bool],
         on_attached: Callable[[float], None] = lambda _: None,
         on_failed: Callable[[], None] = lambda: None,
-        on_stir: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.attached: dict[int, str] = {}
         self.failed: dict[int, str] = {}
         self._attacher = attacher
         self._admits = admits
         self._on_attached, self._on_failed = on_attached, on_failed
-        self._on_stir = on_stir
+        self._on_change = on_change
         self._known: dict[int, str] = {}
         self._uplinks: set[int] = set()
         self._heard: deque[tuple[float, LinkChange]] = deque()
@@ -60,11 +60,11 @@ class PodLinks:
     async def run(self) -> None:
         """Attach and detach until cancelled. What is attached then stays: the datapath outlives the daemon."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(rtnetlink.listen(self._hear, self._on_stir))
+            group.create_task(rtnetlink.listen(self._hear, self._on_change))
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                await self._settle()
+                await self._finish()
 
     def _hear(self, change: LinkChange | None) -> None:
         if change is None:
@@ -73,16 +73,16 @@ class PodLinks:
             self._heard.append((time.monotonic(), change))
         self._wake.set()
 
-    async def _settle(self) -> None:
+    async def _finish(self) -> None:
         """Deal with everything heard so far."""
         while self._stale or self._heard:
             if self._stale:
-                await self._look_at_all()
+                await self._survey()
             else:
                 heard_at, change = self._heard.popleft()
                 await self._change(change, heard_at)
 
-    async def _look_at_all(self) -> None:
+    async def _survey(self) -> None:
         self._stale = False
         self._heard.clear()  # the dumps below know more
         now = time.monotonic()
@@ -135,7 +135,7 @@ class PodLinks:
             self._on_attached(time.monotonic() - heard_at)
             log.info("programs attached", link=name, ifindex=ifindex, method=str(method))
         self.attached[ifindex] = name
-        self._on_stir()
+        self._on_change()
 
     async def _detach(self, ifindex: int) -> None:
         name = self.attached.get(ifindex) or self._known.get(ifindex, "")
@@ -146,5 +146,5 @@ class PodLinks:
         else:
             self.attached.pop(ifindex, None)
             self.failed.pop(ifindex, None)
-            self._on_stir()
+            self._on_change()
             log.info("programs taken off", link=name, ifindex=ifindex)

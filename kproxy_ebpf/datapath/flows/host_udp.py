@@ -15,15 +15,15 @@ from dataclasses import replace
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState
 from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, flow_value, is_live, live_connections, now_seconds
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.linux.bpf import Map
 from kproxy_ebpf.linux.nf_conntrack import Tracked
-from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
+from kproxy_ebpf.model.flows import FlowRecord, FlowTuple, mirror_of
 from kproxy_ebpf.model.service_tables import FrontendKey, TableContents
 from kproxy_ebpf.model.services import Protocol
 
 
-def adopted(family: int, contents: TableContents, connections: Iterable[Tracked]) -> Iterator[FlowRecord]:
+def flows_of_host(family: int, contents: TableContents, connections: Iterable[Tracked]) -> Iterator[FlowRecord]:
     """The client's entry for each translated connection to a frontend of ours. A backend that we do not know has id 0:
     nothing will be learned of it. Which link the client is behind is not known either.
     """
@@ -50,7 +50,7 @@ def adopted(family: int, contents: TableContents, connections: Iterable[Tracked]
         )
 
 
-def insert(generation: Generation, family: int, flows: Iterable[FlowRecord]) -> int:
+def import_flows(generation: Generation, family: int, flows: Iterable[FlowRecord]) -> int:
     """Write both entries of each flow, the reply's first; return how many. One that has a live entry stays: its
     packets went that way. Raises OSError.
 
@@ -64,14 +64,14 @@ def insert(generation: Generation, family: int, flows: Iterable[FlowRecord]) -> 
             present = table.lookup(flow_key(family, flow.tuple))
             if present and is_live(flow_record(family, flow_key(family, flow.tuple), present, now)):
                 continue
-            for entry in (flow.mirrored(), flow):
+            for entry in (mirror_of(flow), flow):
                 table.update(flow_key(family, entry.tuple), flow_value(entry, now))
             count += 1
-        links.unsettle(Kind.FLOWS)
+        links.unsettle(StandingKind.FLOWS)
     return count
 
 
-def release(
+def forget_unserved(
     generation: Generation, family: int, frontends: Container[FrontendKey], connections: Iterable[Tracked]
 ) -> int:
     """Forget the flows to `frontends` that change nothing, and that the host does not lead to a backend either: their
@@ -101,7 +101,7 @@ def _forget(table: Map, flow: FlowRecord) -> None:
     """Remove both entries, as far as they are still those of `flow`. The client's first: beside the other a datagram
     would put it back.
     """
-    for entry in (flow, flow.mirrored()):
+    for entry in (flow, mirror_of(flow)):
         key = flow_key(flow.family, entry.tuple)
         present = table.lookup(key)
         if present is not None and flow_record(flow.family, key, present, now_seconds()).to == entry.to:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from kproxy_ebpf.datapath.flows.records import flow_key, now_seconds
 from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.pod_links import Kind, PodLinkTable
+from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.linux import nf_conntrack
 from kproxy_ebpf.linux.nf_conntrack import Tracked
 
@@ -21,7 +21,7 @@ _VALUE = Struct("=II")  # struct host_flow: ifindex, created_seconds
 _GRACE_SECONDS = 1  # conntrack was read while an entry this young was made
 
 
-class Looked(NamedTuple):
+class HostFlowsSynced(NamedTuple):
     """What a look found: entries of host_flows there are now, how many of them it has added, how many removed."""
 
     entries: int
@@ -29,20 +29,22 @@ class Looked(NamedTuple):
     removed: int
 
 
-def is_worth_a_look(generation: Generation, family: int) -> bool:
+def needs_sync(generation: Generation, family: int) -> bool:
     """Whether anything is unsettled that a look could settle."""
     with PodLinkTable(generation, family) as table:
-        return bool(table.unsettled(Kind.HOST_FLOWS) or table.unsettled(Kind.UNRECORDED))
+        return bool(table.unsettled(StandingKind.HOST_FLOWS) or table.unsettled(StandingKind.UNRECORDED))
 
 
-def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet) -> Looked:
+def sync_host_flows(
+    generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet
+) -> HostFlowsSynced:
     """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of this node's pods by
     address; `cluster`: where the pods of other nodes are.
 
     Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
     """
     with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
-        unrecorded, unsettled = table.unsettled(Kind.UNRECORDED), table.unsettled(Kind.HOST_FLOWS)
+        unrecorded, unsettled = table.unsettled(StandingKind.UNRECORDED), table.unsettled(StandingKind.HOST_FLOWS)
         began = now_seconds()
         followed = _followed(family, nf_conntrack.tracked(family), pods, cluster)
         in_use: set[int] = set()
@@ -60,12 +62,12 @@ def look(generation: Generation, family: int, pods: Mapping[bytes, int], cluster
         missing = {
             key: each.ifindex for key, each in followed.items() if key not in present and each.links & unrecorded.keys()
         }
-        table.unsettle(Kind.HOST_FLOWS, missing.values())
+        table.unsettle(StandingKind.HOST_FLOWS, missing.values())
         flows.update_batch(b"".join(missing), b"".join(_VALUE.pack(each, began) for each in missing.values()))
         in_use.update(missing.values())
-        table.settle(Kind.HOST_FLOWS, {link: each for link, each in unsettled.items() if link not in in_use})
-        table.settle(Kind.UNRECORDED, unrecorded)
-        return Looked(len(present) - removed + len(missing), len(missing), removed)
+        table.settle(StandingKind.HOST_FLOWS, {link: each for link, each in unsettled.items() if link not in in_use})
+        table.settle(StandingKind.UNRECORDED, unrecorded)
+        return HostFlowsSynced(len(present) - removed + len(missing), len(missing), removed)
 
 
 class _Followed(NamedTuple):

@@ -36,7 +36,7 @@ class Port(NamedTuple):
     netns_id: int
 
 
-class Found(NamedTuple):
+class FoundAddresses(NamedTuple):
     """The ports among the links asked for; by family, which of them has which address: one each, for one link each;
     and what else was read on the way.
     """
@@ -56,7 +56,7 @@ class PodAddresses:
     def __init__(self) -> None:
         self._macs: dict[int, bytes] = {}
 
-    def read(self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]) -> Found:
+    def read(self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]) -> FoundAddresses:
         """What is known now. `known` is what held until now: an address behind a bridge stays known while nothing
         contradicts, because neighbour entries that are not used are forgotten. Raises OSError.
         """
@@ -68,7 +68,7 @@ class PodAddresses:
                 for family, messages in survey.routes.items()
             }
         addresses = {family: _addresses(ports, claims[family], known[family]) for family in claims}
-        return Found(ports, addresses, survey)
+        return FoundAddresses(ports, addresses, survey)
 
     def _ports(self, route: IPRoute, messages: Mapping[int, Message], links: Collection[int]) -> dict[int, Port]:
         bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if _is_plain_bridge(message)}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from kproxy_ebpf.contract.maps import FAMILIES
-from kproxy_ebpf.datapath.generations.sources import Source
+from kproxy_ebpf.datapath.generations.sources import SourceText
 from kproxy_ebpf.errors import LoadError, NodeError
 from kproxy_ebpf.linux.headers import headers_tree
 
@@ -17,7 +17,7 @@ _LINES_TOLD = 20
 _SECONDS = 300
 
 
-def build(source: Source, folder: Path, previous: Path | None) -> None:
+def build(source: SourceText, folder: Path, previous: Path | None) -> None:
     """Compile `source` for both families, load it and pin everything in `folder`, an empty generation.
 
     Maps of equal shape and layout are taken over from `previous`. Raises LoadError with the compiler's or the

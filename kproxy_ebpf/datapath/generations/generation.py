@@ -32,13 +32,13 @@ from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS
 from kproxy_ebpf.datapath.generations import bpffs
 from kproxy_ebpf.datapath.generations.build import build
 from kproxy_ebpf.datapath.generations.migrate import (
-    carry_flows,
-    carry_service_tables,
-    carry_settings,
-    fetch_flows,
+    copy_flows,
+    copy_missing_flows,
+    copy_service_tables,
+    copy_settings,
     shares_flows,
 )
-from kproxy_ebpf.datapath.generations.sources import Constants, Source, read_source, source_folder
+from kproxy_ebpf.datapath.generations.sources import Constants, SourceText, read_source, source_folder
 from kproxy_ebpf.errors import LoadError
 from kproxy_ebpf.linux.bpf import Map, Program
 
@@ -111,7 +111,7 @@ class Generation:
         before = _in_force(self.root)
         if before is None or before == self:
             return  # `predecessor` is as an earlier attempt left it
-        carry_flows(before.path, self.path)
+        copy_flows(before.path, self.path)
         if shares_flows(before.path, self.path):
             older = [other for other in self._others() if other != before]
             self._hand_on_to(older[0] if older else None)
@@ -125,7 +125,7 @@ class Generation:
         until the next has to stay.
         """
         others = self._others()
-        unread = [other for other in others if not fetch_flows(other.path, self.path)]
+        unread = [other for other in others if not copy_missing_flows(other.path, self.path)]
         kept = unread[0] if unread else None
         self._hand_on_to(kept)
         for other in others:
@@ -198,7 +198,7 @@ def remove_all(bpffs_folder: Path) -> None:
         shutil.rmtree(root)
 
 
-def _build_beside(root: Path, source: Source, previous: Generation | None) -> Generation:
+def _build_beside(root: Path, source: SourceText, previous: Generation | None) -> Generation:
     folder, done = root / f"{_NEW}{source.digest}", root / source.digest
     try:
         for name in ("", "maps", "programs"):
@@ -206,8 +206,8 @@ def _build_beside(root: Path, source: Source, previous: Generation | None) -> Ge
         build(source, folder, previous.path if previous else None)
         _check_complete(Generation(folder))
         if previous is not None:
-            carry_settings(previous.path, folder)
-        ready = previous is not None and carry_service_tables(previous.path, folder)
+            copy_settings(previous.path, folder)
+        ready = previous is not None and copy_service_tables(previous.path, folder)
         if done.exists():  # never in force, incomplete, or one that still serves flows of its own
             shutil.rmtree(root / f"{_OLD}{source.digest}", ignore_errors=True)
             done.rename(root / f"{_OLD}{source.digest}")

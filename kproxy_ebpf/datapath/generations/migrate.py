@@ -13,50 +13,53 @@ from pathlib import Path
 import structlog
 
 from kproxy_ebpf.contract.maps import FAMILIES, FLOW_TABLES, SERVICE_TABLES, pinned_name
-from kproxy_ebpf.datapath.generations.migrate_flows import FlowPassage
-from kproxy_ebpf.datapath.generations.migrate_table import Passage, Stays
+from kproxy_ebpf.datapath.generations.migrate_flows import FlowMigration
+from kproxy_ebpf.datapath.generations.migrate_table import NotMigratedError, TableMigration
 from kproxy_ebpf.linux.bpf import Map
 
 log = structlog.get_logger(__name__)
 
 
-def carry_service_tables(old: Path, new: Path) -> bool:
+def copy_service_tables(old: Path, new: Path) -> bool:
     """Copy those that are not shared. False, with nothing copied, where one of them stays: they name one another."""
     with ExitStack() as stack:
-        passages = []
+        migrations = []
         for name, family in product(SERVICE_TABLES, FAMILIES):
             try:
-                passage = stack.enter_context(Passage(old, new, name, family))
-                passage.require_room()
-            except Stays as reason:
+                migration = stack.enter_context(TableMigration(old, new, name, family))
+                migration.require_room()
+            except NotMigratedError as reason:
                 _tell(old, pinned_name(name, family), reason)
                 return False
-            passages.append(passage)
-        for passage in passages:
-            passage.copy()
+            migrations.append(migration)
+        for migration in migrations:
+            migration.copy()
     return True
 
 
-def carry_settings(old: Path, new: Path) -> None:
+def copy_settings(old: Path, new: Path) -> None:
     """Copy what the programs read while they run, if it is not shared: new connections meet what they met before."""
     try:
-        with Passage(old, new, "settings") as passage:
-            passage.copy()
-    except Stays as reason:
+        with TableMigration(old, new, "settings") as migration:
+            migration.copy()
+    except NotMigratedError as reason:
         _tell(old, "settings", reason)
 
 
-def carry_flows(old: Path, new: Path) -> None:
+def copy_flows(old: Path, new: Path) -> None:
     """Copy the flow tables that are not shared to `new`, which is not in use yet."""
     for name, family in product(FLOW_TABLES, FAMILIES):
-        with suppress(Stays), _passage(old, new, name, family) as passage:  # `fetch_flows` will tell
-            passage.copy()
+        with (
+            suppress(NotMigratedError),
+            _migration(old, new, name, family) as migration,
+        ):  # `copy_missing_flows` will tell
+            migration.copy()
 
 
-def fetch_flows(old: Path, new: Path) -> bool:
+def copy_missing_flows(old: Path, new: Path) -> bool:
     """Add what `new`, which is in use, lacks or knows less of. False where flows stay behind."""
-    carried = {(name, family): _fetch(old, new, name, family) for name, family in product(FLOW_TABLES, FAMILIES)}
-    return all(carried["flows", family] for family in FAMILIES)
+    copied = {(name, family): _copy_missing(old, new, name, family) for name, family in product(FLOW_TABLES, FAMILIES)}
+    return all(copied["flows", family] for family in FAMILIES)
 
 
 def shares_flows(old: Path, new: Path) -> bool:
@@ -67,22 +70,22 @@ def shares_flows(old: Path, new: Path) -> bool:
         return False
 
 
-def _passage(old: Path, new: Path, name: str, family: int) -> Passage:
-    return (FlowPassage if name == "flows" else Passage)(old, new, name, family)
+def _migration(old: Path, new: Path, name: str, family: int) -> TableMigration:
+    return (FlowMigration if name == "flows" else TableMigration)(old, new, name, family)
 
 
-def _fetch(old: Path, new: Path, name: str, family: int) -> bool:
+def _copy_missing(old: Path, new: Path, name: str, family: int) -> bool:
     try:
-        with _passage(old, new, name, family) as passage:
-            passage.add_missing()
-    except Stays as reason:
+        with _migration(old, new, name, family) as migration:
+            migration.copy_missing()
+    except NotMigratedError as reason:
         _tell(old, pinned_name(name, family), reason)
         return False
     return True
 
 
-def _tell(old: Path, table: str, reason: Stays) -> None:
-    log.warning("a table is not carried over", table=table, generation=old.name, reason=str(reason))
+def _tell(old: Path, table: str, reason: NotMigratedError) -> None:
+    log.warning("a table is not copied over", table=table, generation=old.name, reason=str(reason))
 
 
 def _id(generation: Path, family: int) -> int:

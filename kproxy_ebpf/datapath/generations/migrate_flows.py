@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kproxy_ebpf.contract.layouts import FlowState, layouts
-from kproxy_ebpf.datapath.generations.migrate_table import Passage
+from kproxy_ebpf.datapath.generations.migrate_table import TableMigration
 
 
-class FlowPassage(Passage):
+class FlowMigration(TableMigration):
     """For flows. One that is over stays behind: copied late, it would stand in the place of a new connection that uses
     the same ports, or beside it, where its mirror is taken for that of the new one.
 
@@ -34,7 +34,7 @@ class FlowPassage(Passage):
 
     def _add(self, key: bytes, value: bytes) -> None:
         flow = self._entry(key, value)
-        if not flow.is_over and self._may_be_mirrored(flow):
+        if not flow.is_over and self._has_place_for_mirror(flow):
             super()._add(key, value)
 
     def _meet(self, key: bytes, value: bytes, present: bytes) -> None:
@@ -42,11 +42,11 @@ class FlowPassage(Passage):
         if flow.is_one_with(other):
             if _knows_more(flow, other):
                 self._new.update(key, value)
-        elif not flow.is_over and flow.is_later_than(other) and self._may_be_mirrored(flow):
+        elif not flow.is_over and flow.is_later_than(other) and self._has_place_for_mirror(flow):
             self._new.update(key, value)
             self._forget_mirror(other)
 
-    def _may_be_mirrored(self, flow: _Entry) -> bool:
+    def _has_place_for_mirror(self, flow: _Entry) -> bool:
         """Whether the mirror of `flow` has a place in `new`: else the connection is over, whatever `old` says of it."""
         present = self._new.lookup(flow.mirror_key)
         if present is None:

@@ -16,32 +16,32 @@ _INDEX = struct.Struct("=I")
 _PASSES = 2  # the first fetches what is missing; the second, what that learned before it was here
 
 
-class Stays(Exception):  # noqa: N818 - not an error: that table's entries stay behind
+class NotMigratedError(Exception):
     """A table can't be carried over; the text says why."""
 
 
-class Passage:
+class TableMigration:
     """From one table to its namesake; nothing happens where both are one map. A context manager."""
 
     def __init__(self, old: Path, new: Path, name: str, family: int | None = None) -> None:
-        """`family` for all but the shared maps. Raises Stays, OSError."""
+        """`family` for all but the shared maps. Raises NotMigratedError, OSError."""
         pinned = pinned_name(name, family) if family else name
         theirs, ours = read_layouts(old).get(pinned), own_layouts()[pinned]
         if theirs is None or not (old / "maps" / pinned).exists():
-            raise Stays("it is not there, or its layout is not known")
+            raise NotMigratedError("it is not there, or its layout is not known")
         self._old, self._new = Map.open(old / "maps" / pinned), Map.open(new / "maps" / pinned)
         before, after = self._old.info, self._new.info
         self._is_shared = before.id == after.id
         if before.type != after.type:
-            raise Stays("it was a map of another kind")
+            raise NotMigratedError("it was a map of another kind")
         try:
             self._key = Conversion(theirs.key, ours.key, before.key_size, after.key_size)
             self._value = Conversion(theirs.value, ours.value, before.value_size, after.value_size)
         except ValueError as error:
-            raise Stays(str(error)) from error
+            raise NotMigratedError(str(error)) from error
 
     def require_room(self) -> None:
-        """Raises Stays where `new` has no room for everything. A full LRU makes room."""
+        """Raises NotMigratedError where `new` has no room for everything. A full LRU makes room."""
         room = self._new.info.max_entries
         if self._is_shared or self._new.info.type == LRU_HASH or room >= self._old.info.max_entries:
             return
@@ -50,7 +50,7 @@ class Passage:
         else:
             fits = self._old.count() <= room
         if not fits:
-            raise Stays("there is no room for all of it")
+            raise NotMigratedError("there is no room for all of it")
 
     def copy(self) -> None:
         """Write all entries; of an array, what is used."""
@@ -61,7 +61,7 @@ class Passage:
             if not is_array or _is_used(values):
                 self._new.update_batch(*self._wanted(self._key(keys), self._value(values)))
 
-    def add_missing(self) -> None:
+    def copy_missing(self) -> None:
         """Write the entries that `new` lacks or knows less of, while programs use it."""
         for _ in range(0 if self._is_shared else _PASSES):
             for key, value in self._converted():

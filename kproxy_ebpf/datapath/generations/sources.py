@@ -43,7 +43,7 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceText:
     """The spliced text and its constants; `digest` names what is compiled from them, on any node."""
 
     text: str
@@ -88,9 +88,9 @@ def source_folder() -> Path:
     raise NodeError(f"{MAIN} is not in {' or '.join(map(str, candidates))}: set KPROXY_BPF_SOURCE to the C sources")
 
 
-def read_source(folder: Path, constants: Constants) -> Source:
+def read_source(folder: Path, constants: Constants) -> SourceText:
     """The text of `folder`/pod.c and everything it includes in quotes, each file once."""
-    return Source("".join(_splice(folder, MAIN, set())), constants)
+    return SourceText("".join(_splice(folder, MAIN, set())), constants)
 
 
 def _splice(folder: Path, name: str, seen: set[str]) -> Iterator[str]:

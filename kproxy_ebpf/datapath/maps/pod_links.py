@@ -33,7 +33,7 @@ _WRAP = 1 << 32
 _WRITING = threading.Lock()
 
 
-class Kind(StrEnum):
+class StandingKind(StrEnum):
     """What a standing stands for: the fields of struct pod_link."""
 
     FLOWS = "flows"
@@ -41,7 +41,7 @@ class Kind(StrEnum):
     UNRECORDED = "unrecorded"
 
 
-class Standing(NamedTuple):
+class StandingValue(NamedTuple):
     """See struct standing; what `unsettled` read, for `settle`."""
 
     made: int
@@ -72,7 +72,7 @@ class PodLinkTable:
         self._places = self._array.map.info.max_entries
         self._step = self._array.stride // _WORD
         layout, size = layouts(family).PodLink, address_bytes(family)
-        self._standings = {kind: getattr(layout, kind).offset // _WORD for kind in Kind}
+        self._standings = {kind: getattr(layout, kind).offset // _WORD for kind in StandingKind}
         self._facts = struct.Struct(f"={size}s6sxxI")
         self._facts_at = layout.pod.offset // _WORD
 
@@ -92,13 +92,13 @@ class PodLinkTable:
                 if words[base] == 0 or (words[base] == ifindex and self._read(words, base) != wanted):
                     self._write(words, base, ifindex, wanted)
 
-    def unsettled(self, kind: Kind) -> dict[int, Standing]:
+    def unsettled(self, kind: StandingKind) -> dict[int, StandingValue]:
         """The standings of the links where the kind is not settled, by ifindex."""
         with self._writing() as words:
             standings = {words[base]: self._standing(words, base, kind) for base in self._used(words)}
         return {ifindex: standing for ifindex, standing in standings.items() if not standing.is_settled}
 
-    def settle(self, kind: Kind, looked: Mapping[int, Standing]) -> None:
+    def settle(self, kind: StandingKind, looked: Mapping[int, StandingValue]) -> None:
         """At these links nothing of the kind was found; `looked` is what `unsettled` said before it was looked for."""
         with self._writing() as words:
             for ifindex, standing in looked.items():
@@ -106,7 +106,7 @@ class PodLinkTable:
                 if words[base] == ifindex and self._standing(words, base, kind).settled == standing.settled:
                     words[base + self._standings[kind] + 1] = (standing.made + 1) % _WRAP
 
-    def unsettle(self, kind: Kind, ifindexes: Iterable[int] | None = None) -> None:
+    def unsettle(self, kind: StandingKind, ifindexes: Iterable[int] | None = None) -> None:
         """Something of the kind may be there: at these links, or at all. For others than the thread that looks, once it
         can be found.
         """
@@ -139,11 +139,11 @@ class PodLinkTable:
         ifindexes = words[: self._places * self._step : self._step].tolist()
         return (place * self._step for place, ifindex in enumerate(ifindexes) if ifindex)
 
-    def _standing(self, words: memoryview, base: int, kind: Kind) -> Standing:
+    def _standing(self, words: memoryview, base: int, kind: StandingKind) -> StandingValue:
         at = base + self._standings[kind]
-        return Standing(words[at], words[at + 1])
+        return StandingValue(words[at], words[at + 1])
 
-    def _unsettle(self, words: memoryview, base: int, kind: Kind) -> None:
+    def _unsettle(self, words: memoryview, base: int, kind: StandingKind) -> None:
         at = base + self._standings[kind] + 1
         words[at] = (words[at] - 1) % _WRAP  # it is never more than `made + 1`: now less, whatever is made meanwhile
 
@@ -153,7 +153,7 @@ class PodLinkTable:
         return LinkFacts(pod if any(pod) else b"", words[base + 1], mac, netns_id)
 
     def _write(self, words: memoryview, base: int, ifindex: int, facts: LinkFacts) -> None:
-        for kind in Kind:
+        for kind in StandingKind:
             self._unsettle(words, base, kind)
         words[base + 1] = facts.bridge
         at = base + self._facts_at
@@ -177,4 +177,4 @@ def unrecorded(generation: Generation, families: Iterable[int] = FAMILIES) -> It
 def _unrecord(generation: Generation, families: Iterable[int]) -> None:
     for family in families:
         with PodLinkTable(generation, family) as table:
-            table.unsettle(Kind.UNRECORDED)
+            table.unsettle(StandingKind.UNRECORDED)

@@ -23,7 +23,7 @@ from kproxy_ebpf.datapath.maps.packing import codec
 from kproxy_ebpf.linux import libbpf
 from kproxy_ebpf.linux.bpf import Descriptor
 from kproxy_ebpf.linux.netns import NamespaceGoneError, entered, other_namespaces
-from kproxy_ebpf.linux.sock_diag import TARGETS_MAX, Found, SockDiag, Target
+from kproxy_ebpf.linux.sock_diag import TARGETS_MAX, FoundSocket, SockDiag, Target
 from kproxy_ebpf.model.service_tables import Backend
 
 _U32 = Struct("=I")
@@ -45,14 +45,14 @@ class Lost(NamedTuple):
     target: Target | None
 
 
-def is_ended(found: Found, lost: Lost | None, ending: Collection[BackendState]) -> bool:
+def is_ended(found: FoundSocket, lost: Lost | None, ending: Collection[BackendState]) -> bool:
     """Whether a socket ends with its backend. Its peer tells whether the id that it bears is of this table: it is not
     where tables could not be carried over.
     """
     return lost is not None and lost.state in ending and lost.target in (None, found.peer)
 
 
-class Severing:
+class SocketTerminator:
     """Ends sockets of one address family's backends. Keeps the maps open; `close` when done.
 
     Raises OSError where the kernel can't list the sockets.
@@ -64,7 +64,7 @@ class Severing:
         self._led = generation.map("led", family)
         self._listings = [_iterator(generation, name, family) for name in LISTING_PROGRAMS]
 
-    def sever(self, backend_ids: Collection[int] | None = None) -> int:
+    def terminate(self, backend_ids: Collection[int] | None = None) -> int:
         """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
 
         Blocks in a thread, for some walks through the node's tables of sockets for each network namespace (about a
@@ -79,13 +79,13 @@ class Severing:
         namespaces = other_namespaces()
         if backend_ids and not namespaces:
             raise FileNotFoundError(errno.ENOENT, "no pod's network namespace is to be seen, such as in /run/netns")
-        return sum(self._sever_in(namespace, backend_ids, targets) for namespace in namespaces)
+        return sum(self._terminate_in(namespace, backend_ids, targets) for namespace in namespaces)
 
     def learn(self) -> None:
         """Note in `led` which backends of now the sockets were led to: programs of a version without that map may have
         led them.
 
-        Blocks like `sever`. Raises OSError.
+        Blocks like `terminate`. Raises OSError.
         """
         led: set[tuple[int, int]] = set()
         for namespace in other_namespaces():
@@ -136,10 +136,10 @@ class Severing:
         backends = filter(None, map(self._backend, backend_ids))
         return [(backend.address, backend.port) for backend in backends]
 
-    def _sever_in(self, namespace: Path, backend_ids: Collection[int] | None, targets: Sequence[Target]) -> int:
+    def _terminate_in(self, namespace: Path, backend_ids: Collection[int] | None, targets: Sequence[Target]) -> int:
         try:
-            doomed = self._doomed(namespace, backend_ids)
-            if not doomed:
+            lost = self._to_terminate(namespace, backend_ids)
+            if not lost:
                 return 0
             with entered(namespace):
                 diag = SockDiag()
@@ -151,10 +151,10 @@ class Severing:
                 for family in _SOCKET_FAMILIES[self._family]
                 for protocol, ending in _ENDING.items()
                 for found in list(diag.find(family, protocol, targets))
-                if is_ended(found, doomed.get(found.cookie), ending)
+                if is_ended(found, lost.get(found.cookie), ending)
             )
 
-    def _doomed(self, namespace: Path, backend_ids: Collection[int] | None) -> dict[int, Lost]:
+    def _to_terminate(self, namespace: Path, backend_ids: Collection[int] | None) -> dict[int, Lost]:
         """By cookie, what has become of the backend of each socket that may have to end."""
         lost = {
             cookie: self._lost(backend_id, epoch, only_present=backend_ids is not None)
@@ -175,7 +175,7 @@ def _iterator(generation: Generation, name: str, family: int) -> Descriptor:
         return Descriptor(libbpf.call("bpf_link_create", name, program.fd, 0, _TRACE_ITER, None), name)
 
 
-def _destroy(diag: SockDiag, found: Found) -> bool:
+def _destroy(diag: SockDiag, found: FoundSocket) -> bool:
     try:
         diag.destroy(found)
     except OSError as error:

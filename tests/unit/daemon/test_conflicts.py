@@ -37,20 +37,20 @@ def conflicts(recorder: Recorder) -> Conflicts:
 
 def test_the_loser_gets_one_event_and_the_log_a_line(conflicts: Conflicts, recorder: Recorder) -> None:
     with structlog.testing.capture_logs() as logs:
-        conflicts.look([TAKEN], SERVICES)
-        conflicts.look([TAKEN], SERVICES)
+        conflicts.tell_new([TAKEN], SERVICES)
+        conflicts.tell_new([TAKEN], SERVICES)
     assert recorder.recorded == [(About("Service", "new", "shop", "u-1"), "FrontendTaken", WORDS)]
     assert [line["reason"] for line in logs] == [WORDS]
 
 
 def test_a_conflict_that_comes_back_is_told_again(conflicts: Conflicts, recorder: Recorder) -> None:
     for now in ([TAKEN], [], [TAKEN]):
-        conflicts.look(now, SERVICES)
+        conflicts.tell_new(now, SERVICES)
     assert len(recorder.recorded) == 2
 
 
 def test_of_a_loser_that_is_gone_nothing_is_told(conflicts: Conflicts, recorder: Recorder) -> None:
-    conflicts.look([TAKEN], {})
+    conflicts.tell_new([TAKEN], {})
     assert recorder.recorded == []
 
 

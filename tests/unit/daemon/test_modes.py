@@ -11,7 +11,7 @@ import pytest
 from kproxy_ebpf.config import SettingsKeeper, parse_settings
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState, Switches
 from kproxy_ebpf.daemon import modes
-from kproxy_ebpf.daemon.modes import Pods, switches_of
+from kproxy_ebpf.daemon.modes import ModeSwitch, switches_of
 from kproxy_ebpf.datapath.flows.records import is_live
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
@@ -45,11 +45,11 @@ class FakeDatapath:
     def switch(self, switches: Switches) -> None:
         self.switches = switches
 
-    def adopt_udp(self) -> int:
+    def import_udp(self) -> int:
         self.adoptions.append(self.switches)
         return 0
 
-    def release_udp(self) -> int:
+    def forget_unserved_udp(self) -> int:
         self.releases.append(self.switches)
         return 0
 
@@ -68,9 +68,9 @@ def datapath() -> FakeDatapath:
     return FakeDatapath()
 
 
-def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[Pods, SettingsKeeper]:
+def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[ModeSwitch, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    pods = Pods(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
+    pods = ModeSwitch(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
     pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
     pods.links.reconsider()
     return pods, keeper
@@ -91,13 +91,13 @@ async def test_a_kernel_that_can_not_redirect_is_told_of(
     assert "redirect" in health.problems
 
 
-async def admitted_becomes(wanted: bool, pods: Pods) -> None:
+async def admitted_becomes(wanted: bool, pods: ModeSwitch) -> None:
     async with asyncio.timeout(5):
         while pods.admits("vethx") is not wanted:  # noqa: ASYNC110 - drain has no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def while_draining(pods: Pods, scenario: Callable[[], Any]) -> None:
+async def while_draining(pods: ModeSwitch, scenario: Callable[[], Any]) -> None:
     draining = asyncio.create_task(pods.follow())
     try:
         await scenario()
@@ -266,7 +266,7 @@ async def test_connections_are_looked_up_once_packets_are_redirected(
     monkeypatch.setattr(modes, "redirects", lambda: True)
     subject, keeper = pods_with("off", datapath)
     looks: list[bool] = []
-    monkeypatch.setattr(subject.short_cut, "stir", lambda: looks.append(subject.short_cut._is_on()))
+    monkeypatch.setattr(subject.forwarding, "wake", lambda: looks.append(subject.forwarding._is_on()))
 
     async def scenario() -> None:
         await subject.switched.wait()

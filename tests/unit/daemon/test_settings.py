@@ -7,7 +7,7 @@ import pytest
 
 from kproxy_ebpf.config import Mode, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon import settings
-from kproxy_ebpf.daemon.settings import Reporter, last_good, settle
+from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.errors import ConfigError
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
@@ -30,7 +30,7 @@ async def test_a_good_file_settles_and_is_kept_for_the_next_start(saved: Path, l
     config.write_text("mode: off\nlog-level: debug\n")
     keeper = SettingsKeeper(last_good(saved))
     keeper.listen(Reporter(saved, Metrics(), Health(60), lambda _: None))
-    await settle(keeper, SettingsFile(config, keeper), None)
+    await wait_for_first(keeper, SettingsFile(config, keeper), None)
     assert keeper.current.mode is Mode.OFF
     assert levels == ["debug"]
     earlier = last_good(saved)
@@ -43,7 +43,7 @@ async def test_a_bad_file_at_the_first_start_is_refused(saved: Path) -> None:
     config.write_text("mode: fast\n")
     keeper = SettingsKeeper(last_good(saved))
     with pytest.raises(ConfigError, match="mode"):
-        await settle(keeper, SettingsFile(config, keeper), None)
+        await wait_for_first(keeper, SettingsFile(config, keeper), None)
 
 
 async def test_a_bad_file_at_a_later_start_leaves_the_last_good_ones(saved: Path, levels: list[str]) -> None:
@@ -51,13 +51,13 @@ async def test_a_bad_file_at_a_later_start_leaves_the_last_good_ones(saved: Path
     config.write_text("mode: off\n")
     first = SettingsKeeper(last_good(saved))
     first.listen(Reporter(saved, Metrics(), Health(60), lambda _: None))
-    await settle(first, SettingsFile(config, first), None)
+    await wait_for_first(first, SettingsFile(config, first), None)
 
     config.write_text("mode: fast\n")
     metrics, health, warned = Metrics(), Health(60), []
     second = SettingsKeeper(last_good(saved))
     second.listen(Reporter(saved, metrics, health, warned.append))
-    await settle(second, SettingsFile(config, second), None)
+    await wait_for_first(second, SettingsFile(config, second), None)
     assert second.current.mode is Mode.OFF
     assert "off, tc, socket or hybrid" in health.problems["settings"]
     assert metrics.registry.get_sample_value("kproxy_ebpf_settings_errors_total") == 1
@@ -71,7 +71,7 @@ async def test_a_bad_file_at_a_later_start_leaves_the_last_good_ones(saved: Path
 
 async def test_a_config_map_is_waited_for() -> None:
     keeper, answered = SettingsKeeper(), asyncio.Event()
-    waiting = asyncio.create_task(settle(keeper, None, answered))
+    waiting = asyncio.create_task(wait_for_first(keeper, None, answered))
     await asyncio.sleep(0)
     assert not waiting.done()
     keeper.offer(lambda: {"mode": "tc"})
@@ -82,8 +82,8 @@ async def test_a_config_map_is_waited_for() -> None:
 
 async def test_without_any_source_the_defaults_hold() -> None:
     keeper = SettingsKeeper()
-    await settle(keeper, None, None)
-    assert keeper.is_settled
+    await wait_for_first(keeper, None, None)
+    assert keeper.has_settings
     assert keeper.current.mode is Mode.HYBRID
 
 

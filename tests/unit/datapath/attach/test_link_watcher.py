@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kproxy_ebpf.datapath.attach.link_watcher import PodLinks
+from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.linux import rtnetlink
 
@@ -36,11 +36,11 @@ async def test_links_are_ready_after_the_look_that_was_asked_for(monkeypatch: py
     monkeypatch.setattr(rtnetlink, "links", links)
     monkeypatch.setattr(rtnetlink, "uplinks", set)
     attacher: Any = FakeAttacher()
-    subject = PodLinks(attacher, lambda _: True)
+    subject = LinkWatcher(attacher, lambda _: True)
     say, subject.ready.set = subject.ready.set, lambda: (ready.append(looks), say())[1]  # type: ignore[method-assign]
     subject.reconsider()
     async with asyncio.timeout(5):
-        await subject._settle()
+        await subject._finish()
     assert subject.ready.is_set()
     assert ready == [2]
     assert subject.attached == {5: "veth5"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.generations.sources import Constants, Source, read_source, source_folder
+from kproxy_ebpf.datapath.generations.sources import Constants, SourceText, read_source, source_folder
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.headers import find_headers, headers_tree
 
@@ -53,7 +53,7 @@ def test_the_digest_names_text_and_constants(folder: Path) -> None:
 
 @pytest.mark.parametrize(("family", "words"), [(4, 1), (6, 4)])
 def test_constants_stand_before_the_text(family: int, words: int) -> None:
-    text = Source("rest", Constants(flows_max=7)).for_family(family, Path("/pins/maps"))
+    text = SourceText("rest", Constants(flows_max=7)).for_family(family, Path("/pins/maps"))
     *defines, last = text.splitlines()
     assert last == "rest"
     values = dict(line.removeprefix("#define ").split(" ", 1) for line in defines)

@@ -10,18 +10,18 @@ import pytest
 
 from kproxy_ebpf.contract.layouts import BackendState
 from kproxy_ebpf.datapath.sockets.terminate import Lost, is_ended
-from kproxy_ebpf.linux.sock_diag import Found
+from kproxy_ebpf.linux.sock_diag import FoundSocket
 
 BACKEND = (b"\x0a\xf4\x01\x03", 8080)
 TCP, UDP = {BackendState.GONE}, {BackendState.GONE, BackendState.LEFT}
 
 
-def found(peer: str, port: int, cookie: int = 1) -> Found:
+def found(peer: str, port: int, cookie: int = 1) -> FoundSocket:
     """A socket as sock_diag tells of it."""
     address = ip_address(peer)
     identity = struct.pack("!HH16s16s", 40000, port, b"", address.packed)
     identity += struct.pack("=III", 0, cookie & 0xFFFFFFFF, cookie >> 32)
-    return Found(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.IPPROTO_TCP, identity)
+    return FoundSocket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.IPPROTO_TCP, identity)
 
 
 def test_a_socket_is_named_by_peer_and_cookie() -> None:
