@@ -1,38 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The programs at a pod's link: from_pod on what the pod sends, to_pod on what it receives, and the rare things that
- * they tail-call. Compiled once per address family; the loader joins the sources into one text.
+ * they tail-call.
  */
-#include <uapi/linux/bpf.h>
-#include <uapi/linux/icmp.h>
-#include <uapi/linux/if_ether.h>
-#include <uapi/linux/in.h>
-#include <uapi/linux/in6.h>
-#include <uapi/linux/ip.h>
-#include <uapi/linux/ipv6.h>
-#include <uapi/linux/pkt_cls.h>
-#include <uapi/linux/tcp.h>
-#include <uapi/linux/udp.h>
-
-#include "contract.h"
-#include "tail_calls.h"
-#include "maps.h"
-#include "links.h"
-#include "packet.h"
-#include "conntrack.h"
-#include "service.h"
-#include "nat.h"
-#include "sctp.h"
-#include "observe.h"
-#include "forward.h"
-#include "icmp.h"
-#include "reject.h"
-#include "stages.h"
-#include "host_flow.h"
-#include "way.h"
-#include "handing.h"
-#include "uplink.h"
-#include "socket.h"
 
 int from_pod(struct __sk_buff *skb)
 {

@@ -20,7 +20,7 @@ class CgroupHook(IntEnum):
 
 PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum", "from_uplink", "to_uplink", "uplink_error")
 
-"""The functions in pod.c and uplink.h that are programs; pinned with the suffix _v4 or _v6."""
+"""The functions in pod.c and uplink.c that are programs; pinned with the suffix _v4 or _v6."""
 
 SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
     4: {
@@ -40,10 +40,10 @@ SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
     },
 }
 
-"""By family: the functions in socket.h that are programs, and the hook that each is made for."""
+"""By family: the functions in cgroup.c that are programs, and the hook that each is made for."""
 
 LISTING_PROGRAMS = {"list_tcp": "bpf_iter__tcp", "list_udp": "bpf_iter__udp"}
 
-"""The programs that list what is in `connections`, where the kernel lets them, and their functions in socket.h: BCC
+"""The programs that list what is in `connections`, where the kernel lets them, and their functions in cgroup.c: BCC
 asks for those names.
 """

@@ -228,7 +228,7 @@ class Tracer:
     def _verdict(
         self, packet: FlowTuple, run: TestRun, flow: FlowRecord | None, frontend: Frontend | None
     ) -> Verdict | None:
-        """By the steps of begin_flow in pod.c; None for a drop that only its counter names."""
+        """By the steps of begin_flow in path/pod_path.h; None for a drop that only its counter names."""
         if flow is not None:
             return Verdict.DROPPED_INTERNAL if run.retval == _SHOT else Verdict.BALANCED
         if frontend is None or run.retval == _NEXT:

@@ -17,7 +17,7 @@ from pathlib import Path
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.kernel import kernel_version, lists_sockets, redirects, tells_mptcp
 
-MAIN = "pod.c"
+MAIN = "main.c"
 # Exact to a few milliseconds and 20 ns cheaper; the programs count in seconds.
 _COARSE_CLOCK = (5, 11)
 _SET_RETVAL = (5, 18)  # without it a socket's connect() can only be refused with EPERM, which nobody expects
@@ -89,7 +89,7 @@ def source_folder() -> Path:
 
 
 def read_source(folder: Path, constants: Constants) -> SourceText:
-    """The text of `folder`/pod.c and everything it includes in quotes, each file once."""
+    """The text of `folder`/main.c and what it includes in quotes, each file once; paths are relative to `folder`."""
     return SourceText("".join(_splice(folder, MAIN, set())), constants)
 
 

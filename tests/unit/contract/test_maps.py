@@ -47,7 +47,7 @@ def test_each_table_has_its_row() -> None:
 
 
 def test_each_storage_has_its_row() -> None:
-    storages = re.findall(r"^SOCKET_STORAGE\((\w+), struct (\w+)\);", source("socket.h"), re.MULTILINE)
+    storages = re.findall(r"^SOCKET_STORAGE\((\w+), struct (\w+)\);", source("cgroup.c"), re.MULTILINE)
     ours = [(row.name, row.value, row.key, row.size, row.is_shared) for row in MAPS if row.group is Group.STORAGES]
     assert ours == [(name, camel(value), "u32", "", False) for name, value in storages]
 
@@ -82,9 +82,9 @@ def test_entries_are_described_of_all_maps_but_those_that_stay_with_their_progra
 
 
 def test_programs_are_those_of_the_sources() -> None:
-    text = source("pod.c", "uplink.h")
+    text = source("pod.c", "uplink.c")
     assert re.findall(r"^int (\w+)\(struct __sk_buff \*\w+\)$", text, re.MULTILINE) == list(programs.PROGRAMS)
-    names = re.findall(r"^int (\w+)\(struct bpf_sock_addr \*\w+\)$", source("socket.h"), re.MULTILINE)
+    names = re.findall(r"^int (\w+)\(struct bpf_sock_addr \*\w+\)$", source("cgroup.c"), re.MULTILINE)
     assert set(names) == set(programs.SOCKET_PROGRAMS[4])
     assert {name for name in names if not name.endswith("_mapped")} == set(programs.SOCKET_PROGRAMS[6])
     assert {index.name.lower() for index in ProgramIndex} <= set(programs.PROGRAMS)

@@ -16,9 +16,10 @@ from kproxy_ebpf.linux.headers import find_headers, headers_tree
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "bpf_src"
     folder.mkdir()
-    (folder / "pod.c").write_text('#include <stddef.h>\n#include "a.h"\n#include "b.h"\nint last = __LINE__;\n')
-    (folder / "a.h").write_text('int a = 1;\n  #  include "b.h"\nint a_last = __LINE__;\n')
-    (folder / "b.h").write_text("int b = __LINE__;\n")
+    (folder / "main.c").write_text('#include <stddef.h>\n#include "a.h"\n#include "sub/b.h"\nint last = __LINE__;\n')
+    (folder / "a.h").write_text('int a = 1;\n  #  include "sub/b.h"\nint a_last = __LINE__;\n')
+    (folder / "sub").mkdir()
+    (folder / "sub/b.h").write_text("int b = __LINE__;\n")
     return folder
 
 
@@ -35,10 +36,10 @@ def test_line_numbers_are_those_of_the_files(folder: Path) -> None:
     command = ["gcc", "-E", "-P", "-x", "c", "-"]
     output = subprocess.run(command, input=source.text, capture_output=True, text=True, check=True).stdout
     assert [f"{name} = {line};" in output for name, line in (("b", 1), ("a_last", 3), ("last", 4))] == [True] * 3
-    (folder / "b.h").write_text("\nint b = oops;\n")
+    (folder / "sub/b.h").write_text("\nint b = oops;\n")
     broken = read_source(folder, Constants()).text
     child = subprocess.run([*command[:1], *command[3:]], input=broken, capture_output=True, text=True, check=False)
-    assert "bpf_src/b.h:2:" in child.stderr
+    assert "bpf_src/sub/b.h:2:" in child.stderr
 
 
 def test_the_digest_names_text_and_constants(folder: Path) -> None:

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * All programs, in reading order: a file uses only what stands above it. The loader splices the quoted includes into this
+ * text (paths are relative to this folder) and compiles it once per address family.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/icmp.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/in6.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/pkt_cls.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+
+/* What the programs share with the daemon and with one another. */
+#include "contract.h"
+#include "tail_calls.h"
+#include "maps.h"
+#include "pod_link.h"
+
+/* A packet: its headers, and how they are rewritten. */
+#include "packet/parse.h"
+#include "flow/flow.h"
+#include "service.h"
+#include "packet/rewrite.h"
+#include "packet/sctp.h"
+
+/* The path of a packet at a pod's link, from its tuple to a verdict and what the verdict does. */
+#include "event.h"
+#include "path/act.h"
+#include "path/icmp_error.h"
+#include "path/answer.h"
+#include "path/pod_path.h"
+
+/* Forwarding: through the host's stack, or redirected. */
+#include "forward/host_flow.h"
+#include "forward/decide.h"
+#include "forward/redirect.h"
+
+/* The programs, by the place where they are attached. */
+#include "pod.c"
+#include "uplink.c"
+#include "cgroup.c"
