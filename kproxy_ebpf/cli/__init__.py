@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.cli import check, questions, run, tables
+from kproxy_ebpf.cli import check, cleanup, demo, explain, monitor, run, status, tables, trace
 from kproxy_ebpf.errors import KproxyError
 
 EXIT_CODES = """\b
@@ -32,7 +32,19 @@ def commands() -> None:
     """Kubernetes Services for pods, in tc-eBPF, beside kube-proxy."""
 
 
-for command in (*run.COMMANDS, *tables.COMMANDS, *questions.COMMANDS, *check.COMMANDS):
+for command in (
+    run.run,
+    check.check,
+    status.status,
+    tables.services,
+    tables.backends,
+    tables.flows,
+    explain.explain,
+    trace.trace,
+    monitor.monitor,
+    cleanup.cleanup,
+    demo.demo,
+):
     commands.add_command(command)
 
 

@@ -5,22 +5,40 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
+
+from kproxy_ebpf.cli.common import bpffs_option, option
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.maps import FAMILIES
-from kproxy_ebpf.datapath.attach.clsact import Clsact
-from kproxy_ebpf.datapath.flows.records import live_connections
-from kproxy_ebpf.datapath.generations import bpffs
-from kproxy_ebpf.datapath.generations.bpffs import NodeLock
-from kproxy_ebpf.datapath.generations.generation import Generation, current, remove_all
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
-from kproxy_ebpf.datapath.sockets.cgroup import PREFIX, is_attached
 from kproxy_ebpf.model.services import Protocol
 from kproxy_ebpf.observe.state import state_dir
 
+if TYPE_CHECKING:
+    from kproxy_ebpf.datapath.generations.generation import Generation
+
 POLL_SECONDS = 0.2
 TELL_SECONDS = 5.0
+
+
+@click.command()
+@bpffs_option
+@option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="How long open connections may take to end before they break; new ones are kube-proxy's at once.",
+)
+def cleanup(bpffs: Path, drain_seconds: float) -> None:
+    """Take all that is ours away; kube-proxy serves from then on.
+
+    The way that breaks nothing: mode off, wait until `status` shows no links, stop the daemon, then this.
+    """
+    click.echo(clean(bpffs, drain_seconds, partial(click.echo, err=True)))
 
 
 def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> str:
@@ -28,10 +46,14 @@ def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> 
 
     New connections are the host's at once; those that are open have `drain_seconds` to end.
     """
+    from kproxy_ebpf.datapath.generations import bpffs
+    from kproxy_ebpf.datapath.generations.generation import current, remove_all
+    from kproxy_ebpf.datapath.sockets.cgroup import is_attached
+
     if not (folder / bpffs.ROOT).exists():
         shutil.rmtree(state_dir(folder), ignore_errors=True)
         return f"nothing of ours is pinned in {folder}"
-    with NodeLock(folder):
+    with bpffs.NodeLock(folder):
         broken = _drain(current(folder), drain_seconds, tell)
         what = "links and the cgroup tree" if is_attached(folder / bpffs.ROOT / "links") else "links"
         links = _detach(folder / bpffs.ROOT / "links")
@@ -43,6 +65,8 @@ def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> 
 
 def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], object]) -> int:
     """Translate nothing new, and wait for what is open; return how many connections are left. UDP just moves."""
+    from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+
     if generation is None:
         return 0
     with LiveSettings(generation) as live:
@@ -58,12 +82,17 @@ def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], 
 
 
 def _open_connections(generation: Generation) -> int:
+    from kproxy_ebpf.datapath.flows.records import live_connections
+
     flows = (flow for family in FAMILIES for flow in live_connections(generation, family))
     return sum(flow.tuple.protocol != Protocol.UDP for flow in flows)
 
 
 def _detach(pins: Path) -> int:
     """Take all programs off, by filter and by pin: a BPF link ends with its pin. Before the maps, which they use."""
+    from kproxy_ebpf.datapath.attach.clsact import Clsact
+    from kproxy_ebpf.datapath.sockets.cgroup import PREFIX
+
     clsact = Clsact(pins)
     filtered = clsact.attached()
     for ifindex in filtered:

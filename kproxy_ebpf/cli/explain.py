@@ -1,13 +1,46 @@
-"""What the daemon explains of a Service, for people."""
+"""`explain`: which endpoints of a Service are used here, and why, as the daemon tells it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import click
+
+from kproxy_ebpf.cli.common import metrics_address_option, output_option, show, show_json
+from kproxy_ebpf.errors import UsageError
+
 EXPLAIN_COLUMNS = ("frontend", "kind", "endpoint", "node", "used", "why")
 
 Json = Mapping[str, Any]
+
+
+@click.command()
+@click.argument("service", metavar="NAMESPACE/NAME")
+@metrics_address_option
+@output_option
+def explain(service: str, metrics_address: str, output: str) -> None:
+    """Tell which endpoints of a Service are used here, and why.
+
+    For each frontend: which endpoints pods of this node reach, by which rule, and which rule leaves each other one out.
+    Asks the running daemon. Exit code 69: it does not answer; 66: it knows no such Service.
+    """
+    from kproxy_ebpf.cli.daemon_client import ask_explanation
+
+    namespace, slash, name = service.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise UsageError(f"{service!r} is no Service: write NAMESPACE/NAME")
+    explanation = ask_explanation(metrics_address, namespace, name)
+    if output == "json":
+        show_json(explanation)
+    elif explanation["state"] != "served":
+        click.echo("\n".join([explanation["reason"], *explanation["problems"]]))
+    else:
+        zone = f", zone {explanation['zone']}" if explanation["zone"] else ""
+        click.echo(f"{service} as pods of node {explanation['node']}{zone} reach it:\n")
+        show(list(explanation_rows(explanation)), EXPLAIN_COLUMNS, output)
+        for number, note in enumerate(explanation_notes(explanation)):
+            click.echo(f"{'' if number else chr(10)}note: {note}")
 
 
 def explanation_rows(explanation: Json) -> Iterator[dict[str, str]]:

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kproxy_ebpf.cli.common import bpffs_option, option, output_option
+from kproxy_ebpf.cli.pinned import generation_in_force
 from kproxy_ebpf.cli.rows import endpoint_text, protocol_name
 from kproxy_ebpf.contract.layouts import EventsLevel
-from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.events import EventStream, VerdictEvent
+
+if TYPE_CHECKING:
+    from kproxy_ebpf.datapath.generations.generation import Generation
+    from kproxy_ebpf.datapath.maps.events import VerdictEvent
+
+NO_LINK = 0  # what a socket asked for, before there is a packet
+
+
+@click.command()
+@bpffs_option
+@output_option
+@option("--all", "every", is_flag=True, help="Every packet, also those of flows known already and those left alone.")
+def monitor(bpffs: Path, output: str, every: bool) -> None:
+    """Show what happens to packets, live, until interrupted."""
+    import asyncio
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(follow(generation_in_force(bpffs), every=every, as_json=output == "json"))
 
 
 async def follow(generation: Generation, *, every: bool, as_json: bool) -> None:
     """Print events until SIGTERM or SIGINT, both of which leave the programs silent again. Raises OSError."""
+    import asyncio
+
+    from kproxy_ebpf.datapath.maps.events import EventStream
+
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - inside a coroutine there is one
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -29,9 +52,6 @@ async def follow(generation: Generation, *, every: bool, as_json: bool) -> None:
         async for event in events:
             row = event_row(event, booted, links.name(event.ifindex))
             click.echo(json.dumps(row) if as_json else event_line(row))
-
-
-NO_LINK = 0  # what a socket asked for, before there is a packet
 
 
 class LinkNames:

@@ -66,6 +66,3 @@ def run(**flags: Any) -> None:
     from kproxy_ebpf.daemon import Options, start
 
     start(Options(**flags, constants=Constants(**sizes)))
-
-
-COMMANDS = (run,)

@@ -1,20 +1,37 @@
-"""The report that `status` prints: what the maps say, what the daemon wrote last, what it answers now."""
+"""`status`: what the maps say, what the daemon wrote last, what it answers now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kproxy_ebpf.cli.daemon_client import ask_daemon
-from kproxy_ebpf.datapath.generations.generation import Generation, current
-from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy
+import click
+
+from kproxy_ebpf.cli.common import bpffs_option, output_option, show_json
 from kproxy_ebpf.observe.state import read_status
+
+if TYPE_CHECKING:
+    from kproxy_ebpf.datapath.generations.generation import Generation
+
+
+@click.command()
+@bpffs_option
+@output_option
+def status(bpffs: Path, output: str) -> None:
+    """Tell how this node is doing: daemon, tables, refused objects."""
+    report = node_report(bpffs)
+    if output == "json":
+        show_json(report)
+    else:
+        click.echo("\n".join(report_lines(report)))
 
 
 def node_report(bpffs: Path) -> dict[str, Any]:
     """Everything known of this node, JSON-ready. The Services' names, which may be many, are left out."""
+    from kproxy_ebpf.datapath.generations.generation import current
+
     daemon = read_status(bpffs)
     daemon.pop("services", None)
     generation = current(bpffs)
@@ -26,6 +43,8 @@ def node_report(bpffs: Path) -> dict[str, Any]:
 
 
 def _datapath(generation: Generation) -> dict[str, Any]:
+    from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy
+
     with closing(Counters(generation)) as counters:
         verdicts = counters.read()
     return {
@@ -42,6 +61,8 @@ def _datapath(generation: Generation) -> dict[str, Any]:
 
 def ask_health(address: str) -> dict[str, Any] | None:
     """What /healthz answers on this machine, None where it doesn't."""
+    from kproxy_ebpf.cli.daemon_client import ask_daemon
+
     answer = ask_daemon(address, "/healthz")
     return {"status": answer[0], **answer[1]} if answer else None
 

@@ -1,9 +1,8 @@
-"""`status`, `services`, `backends`, `flows`: what the pinned maps hold, whether or not the daemon runs."""
+"""`services`, `backends`, `flows`: what the pinned maps hold, whether or not the daemon runs."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kproxy_ebpf.cli.common import bpffs_option, option, output_option, show, show_json
+from kproxy_ebpf.cli.common import bpffs_option, option, output_option, show
+from kproxy_ebpf.cli.pinned import generation_in_force, service_names
 from kproxy_ebpf.cli.rows import (
     BACKEND_COLUMNS,
     FLOW_COLUMNS,
@@ -22,29 +22,11 @@ from kproxy_ebpf.cli.rows import (
     service_rows,
 )
 from kproxy_ebpf.contract.maps import FAMILIES
-from kproxy_ebpf.errors import KproxyError
 
 if TYPE_CHECKING:
-    from kproxy_ebpf.datapath.generations.generation import Generation
     from kproxy_ebpf.model.service_tables import TableContents
 
 Row = dict[str, Any]
-
-
-class NothingPinnedError(KproxyError):
-    """There are no maps of ours."""
-
-    exit_code = os.EX_NOINPUT
-
-
-def generation_in_force(bpffs: Path) -> Generation:
-    """What is pinned in `bpffs`. Raises NothingPinnedError."""
-    from kproxy_ebpf.datapath.generations.generation import current
-
-    generation = current(bpffs)
-    if generation is None:
-        raise NothingPinnedError(f"nothing of ours is pinned in {bpffs}: start the daemon, or name its --bpffs")
-    return generation
 
 
 @click.command()
@@ -77,28 +59,6 @@ def flows(bpffs: Path, output: str, limit: int | None) -> None:
     show(list(islice(rows, limit)), FLOW_COLUMNS, output)
 
 
-@click.command()
-@bpffs_option
-@output_option
-def status(bpffs: Path, output: str) -> None:
-    """Tell how this node is doing: daemon, tables, refused objects."""
-    from kproxy_ebpf.cli.status import node_report, report_lines
-
-    report = node_report(bpffs)
-    if output == "json":
-        show_json(report)
-    else:
-        click.echo("\n".join(report_lines(report)))
-
-
-def service_names(bpffs: Path) -> Mapping[int, Names]:
-    """Names by service id of each family, from what the daemon wrote last."""
-    from kproxy_ebpf.observe.state import read_status
-
-    names = read_status(bpffs).get("services", {})
-    return {family: names.get(str(family), {}) for family in FAMILIES}
-
-
 def _table_rows(bpffs: Path, rows: Callable[[int, TableContents, Names], Iterator[Row]]) -> Iterator[Row]:
     from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 
@@ -107,6 +67,3 @@ def _table_rows(bpffs: Path, rows: Callable[[int, TableContents, Names], Iterato
     for family in FAMILIES:
         with closing(ServiceMaps(generation, family)) as maps:
             yield from rows(family, maps.read(), names[family])
-
-
-COMMANDS = (status, services, backends, flows)

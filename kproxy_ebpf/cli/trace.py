@@ -1,18 +1,23 @@
-"""A trace in words: what the datapath did, joined with what the daemon says of the Service."""
+"""`trace`: what the datapath would do with a packet, joined with what the daemon says of the Service."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from socket import if_indextoname
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from kproxy_ebpf.cli.common import bpffs_option, metrics_address_option, output_option, show_json
 from kproxy_ebpf.cli.explain import frontend_text
+from kproxy_ebpf.cli.pinned import generation_in_force, service_names
 from kproxy_ebpf.cli.rows import Names, endpoint_text, protocol_name
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, Direction, FrontendFlags, Verdict
 from kproxy_ebpf.datapath.frames import Answer
-from kproxy_ebpf.errors import UsageError
+from kproxy_ebpf.errors import KproxyError, UsageError
 from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.service_tables import Backend
 from kproxy_ebpf.model.services import Protocol, family_of, text_of
@@ -35,6 +40,48 @@ DROPPED = {
 
 LISTED = 10
 HOW = {"random": "at random", "maglev": "by the connection's hash (Maglev)"}
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST:PORT/PROTO")
+@bpffs_option
+@metrics_address_option
+@output_option
+def trace(source: str, destination: str, bpffs: Path, metrics_address: str, output: str) -> None:
+    """Tell where a pod's packet would go, and why.
+
+    Runs the pinned programs on it, whether or not the daemon runs. Nothing is sent, and no flow or affinity stays
+    behind; the verdict's counter counts the packet, and a `monitor` shows it on link lo.
+
+    SRC is a pod's address (with :PORT, IPv6 as [ADDRESS]:PORT, a source port that no connection uses). Examples:
+    trace 10.244.1.2 10.96.0.1:80/tcp, trace fd00:244:1::2 [fd00:96::1]:53/udp.
+    """
+    from kproxy_ebpf.datapath.trace import Tracer
+
+    packet = parse_packet(source, destination)
+    family = family_of(packet.source)
+    with Tracer(generation_in_force(bpffs), family) as tracer:
+        traced = tracer.trace(packet)
+    service = service_of(traced, service_names(bpffs)[family])
+    report = trace_report(traced, service, _explained(traced, service, metrics_address))
+    if output == "json":
+        show_json(report)
+    else:
+        click.echo("\n".join(trace_lines(report)))
+
+
+def _explained(traced: Trace, service: str | None, metrics_address: str) -> Mapping[str, Any] | None:
+    """What the daemon says of the frontend; None without a daemon, or where it has no word for it."""
+    from kproxy_ebpf.cli.daemon_client import ask_explanation
+
+    if service is None or service.startswith("#"):
+        return None
+    namespace, _, name = service.partition(":")[0].partition("/")
+    try:
+        return explained_frontend(traced, ask_explanation(metrics_address, namespace, name))
+    except KproxyError:
+        return None
 
 
 def parse_packet(source: str, destination: str) -> FlowTuple:
@@ -65,17 +112,17 @@ def _endpoint(text: str) -> tuple[bytes, int]:
     return packed, int(port)
 
 
-def service_of(trace: Trace, names: Names) -> str | None:
+def service_of(traced: Trace, names: Names) -> str | None:
     """namespace/name:port of the frontend's Service, #ID where nobody wrote down its name."""
-    if trace.frontend is None:
+    if traced.frontend is None:
         return None
-    return names.get(str(trace.frontend.service_id), f"#{trace.frontend.service_id}")
+    return names.get(str(traced.frontend.service_id), f"#{traced.frontend.service_id}")
 
 
-def explained_frontend(trace: Trace, explanation: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def explained_frontend(traced: Trace, explanation: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the daemon says of the frontend that the packet met."""
-    packet = trace.packet
-    port, protocol = (0, "") if trace.is_vip_only else (packet.destination_port, protocol_name(packet.protocol))
+    packet = traced.packet
+    port, protocol = (0, "") if traced.is_vip_only else (packet.destination_port, protocol_name(packet.protocol))
     wanted = (text_of(packet.destination), port, protocol)
     for frontend in explanation["frontends"]:
         if (frontend["address"], frontend["port"], frontend["protocol"]) == wanted:
@@ -83,33 +130,33 @@ def explained_frontend(trace: Trace, explanation: Mapping[str, Any]) -> Mapping[
     return None
 
 
-def trace_report(trace: Trace, service: str | None, explained: Mapping[str, Any] | None) -> dict[str, Any]:
+def trace_report(traced: Trace, service: str | None, explained: Mapping[str, Any] | None) -> dict[str, Any]:
     """The trace as JSON-ready values. Without `explained` (no daemon) there is no rule: maps hold sets, not reasons."""
-    packet, frontend = trace.packet, trace.frontend
+    packet, frontend = traced.packet, traced.frontend
     return {
         "protocol": protocol_name(packet.protocol),
         "source": endpoint_text(packet.source, packet.source_port),
         "destination": endpoint_text(packet.destination, packet.destination_port),
-        "frontend": _frontend(trace) if frontend else None,
+        "frontend": _frontend(traced) if frontend else None,
         "service": service,
         "rule": explained["rule"] if explained else None,
         "explained": dict(explained) if explained else None,
-        "choices": [endpoint_text(each.address, each.port) for each in trace.choices],
+        "choices": [endpoint_text(each.address, each.port) for each in traced.choices],
         "balancing": "maglev" if frontend and frontend.flags & FrontendFlags.MAGLEV else "random",
-        "backend": _backend(trace.backend, trace.backend_id) if trace.backend else None,
-        "affine": trace.was_affine,
-        "verdict": trace.verdict.name.lower(),
-        "becomes": _tuple(trace.becomes) if trace.becomes else None,
-        "hairpin": trace.hairpin,
-        "handed_to": _link(trace.handed_to) if trace.handed_to else None,
-        "answer": trace.answer.value if trace.answer else None,
-        "why": _why(trace, service),
+        "backend": _backend(traced.backend, traced.backend_id) if traced.backend else None,
+        "affine": traced.was_affine,
+        "verdict": traced.verdict.name.lower(),
+        "becomes": _tuple(traced.becomes) if traced.becomes else None,
+        "hairpin": traced.hairpin,
+        "handed_to": _link(traced.handed_to) if traced.handed_to else None,
+        "answer": traced.answer.value if traced.answer else None,
+        "why": _why(traced, service),
     }
 
 
-def _frontend(trace: Trace) -> str:
-    packet = trace.packet
-    port, protocol = (0, "") if trace.is_vip_only else (packet.destination_port, protocol_name(packet.protocol))
+def _frontend(traced: Trace) -> str:
+    packet = traced.packet
+    port, protocol = (0, "") if traced.is_vip_only else (packet.destination_port, protocol_name(packet.protocol))
     return frontend_text({"address": text_of(packet.destination), "port": port, "protocol": protocol})
 
 
@@ -130,19 +177,19 @@ def _tuple(packet: FlowTuple) -> dict[str, str]:
     }
 
 
-def _why(trace: Trace, service: str | None) -> str:
+def _why(traced: Trace, service: str | None) -> str:
     """The verdict in a sentence."""
-    match trace.verdict:
-        case Verdict.UNTOUCHED if trace.handed_to or trace.leaves:
-            return f"no frontend has this address and port: {_handed(trace)} as it is"
-        case Verdict.UNTOUCHED if trace.frontend is not None:
+    match traced.verdict:
+        case Verdict.UNTOUCHED if traced.handed_to or traced.leaves:
+            return f"no frontend has this address and port: {_handed(traced)} as it is"
+        case Verdict.UNTOUCHED if traced.frontend is not None:
             return "in this mode the programs at the pods' links translate no new connection: left to the host as it is"
         case Verdict.UNTOUCHED:
             return "no frontend has this address and port, nor is the address a VIP: left to the host as it is"
-        case Verdict.BALANCED if trace.hairpin:
+        case Verdict.BALANCED if traced.hairpin:
             return "the pod reaches itself: sent back out of its own link, as from the VIP"
-        case Verdict.BALANCED if trace.handed_to or trace.leaves:
-            return f"translated, then {_handed(trace)}"
+        case Verdict.BALANCED if traced.handed_to or traced.leaves:
+            return f"translated, then {_handed(traced)}"
         case Verdict.BALANCED:
             return "translated, then left to the host's routes"
         case Verdict.REJECTED_NO_BACKEND:
@@ -150,14 +197,14 @@ def _why(trace: Trace, service: str | None) -> str:
         case Verdict.REJECTED_UNDEFINED_PORT:
             reason = f"the VIP is {service}'s, which does not define this port"
         case _:
-            return DROPPED[trace.verdict]
-    return f"{reason}: {REFUSED[trace.answer] if trace.answer else 'dropped, since no answer could be made'}"
+            return DROPPED[traced.verdict]
+    return f"{reason}: {REFUSED[traced.answer] if traced.answer else 'dropped, since no answer could be made'}"
 
 
-def _handed(trace: Trace) -> str:
-    if trace.leaves:
+def _handed(traced: Trace) -> str:
+    if traced.leaves:
         return "handed to the next hop towards another node"
-    return f"handed straight to the pod at link {_link(trace.handed_to)}"
+    return f"handed straight to the pod at link {_link(traced.handed_to)}"
 
 
 def _link(ifindex: int) -> str:
