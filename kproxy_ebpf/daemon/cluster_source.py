@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.errors import UsageError
+from kproxy_ebpf.kube.kinds.common import Scope
 from kproxy_ebpf.kube.recorder import About, EventRecorder
-from kproxy_ebpf.kube.source import ConfigMapSource, Source
+from kproxy_ebpf.kube.source import ClusterSource, ConfigMapSource
 from kproxy_ebpf.model.services import Service
 from kproxy_ebpf.model.snapshot import Kind, Refused
 
 if TYPE_CHECKING:
     from kproxy_ebpf.kube.client import Client
 
-API_VERSIONS = {Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1"}
-
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """The API server, or a folder of manifests, which has neither ConfigMaps nor Events."""
 
-    source: Source
+    source: ClusterSource
     node_name: str
     config_map: ConfigMapSource | None = None
     recorder: EventRecorder | None = None
@@ -32,14 +31,13 @@ class Cluster:
     def warn_settings(self, sentence: str) -> None:
         """Tell whoever looks at the node's Events that its settings are refused."""
         if self.recorder is not None:
-            self.recorder.record(About("Node", self.node_name), "SettingsRefused", sentence)
+            self.recorder.record(About(Kind.NODE, self.node_name), "SettingsRefused", sentence)
 
     def warn_refused(self, refused: Refused) -> None:
         """Tell whoever looks at the object's Events that it is refused."""
         if self.recorder is not None:
             ref = refused.ref
-            version = API_VERSIONS.get(ref.kind, "v1")
-            self.recorder.record(About(ref.kind, ref.name, ref.namespace, ref.uid, version), "Refused", refused.reason)
+            self.recorder.record(About(ref.kind, ref.name, ref.namespace, ref.uid), "Refused", refused.reason)
 
     def warn_conflict(self, loser: Service, sentence: str) -> None:
         """Tell whoever looks at the Service's Events that an older one has what it claims."""
@@ -51,17 +49,18 @@ class Cluster:
 @asynccontextmanager
 async def connected(options: Options) -> AsyncIterator[Cluster]:
     """The cluster that the flags name. Raises ClusterError, UsageError."""
+    scope = Scope(options.node_name, options.proxy_name)
     if options.manifests is not None:
         from kproxy_ebpf.kube.manifests import ManifestSource
 
-        yield Cluster(ManifestSource(options.manifests, options.node_name, options.proxy_name), options.node_name)
+        yield Cluster(ManifestSource(options.manifests, scope), options.node_name)
         return
     from kproxy_ebpf.kube.client import Client
     from kproxy_ebpf.kube.source import ApiSource
 
     client = await (Client.from_kubeconfig(options.kubeconfig) if options.kubeconfig else Client.in_cluster())
     try:
-        source = ApiSource(client, options.node_name, options.proxy_name)
+        source = ApiSource(client, scope)
         recorder = EventRecorder(client, options.node_name)
         yield Cluster(source, options.node_name, _config_map(client, options.config_map), recorder)
     finally:

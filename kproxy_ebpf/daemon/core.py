@@ -30,7 +30,7 @@ from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock
-from kproxy_ebpf.kube.source import Source
+from kproxy_ebpf.kube.source import ClusterSource
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
@@ -155,7 +155,7 @@ class Daemon:
         reports.events(events, reconciler.snapshot)
         self._changed()
 
-    async def _report_source(self, source: Source) -> None:
+    async def _report_source(self, source: ClusterSource) -> None:
         """Keep /healthz and /metrics up to date about the source; the datapath goes on without it."""
         self.metrics.source_connected.set_function(lambda: source.connected)
         while True:

@@ -48,7 +48,7 @@ class Reports(Observer):
             self.health.node_eligible = snapshot.node.eligible
         for event in events:
             if isinstance(event, Refused):
-                log.warning("refused, it counts as absent", object=str(event.ref), reason=event.reason)
+                log.warning(event.means.value, object=str(event.ref), reason=event.reason)
                 self.warn(event)
         self._refused(snapshot)
 

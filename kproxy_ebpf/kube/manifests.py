@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 from watchfiles import awatch
@@ -20,17 +20,18 @@ from watchfiles import awatch
 from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube.addresses import Refusal
 from kproxy_ebpf.kube.documents import SUFFIXES, Document, UnreadableFileError, read_documents
-from kproxy_ebpf.kube.kinds.common import DEFAULT_NAMESPACE, parse_node, parse_service, parse_slice
-from kproxy_ebpf.model.services import EndpointSlice, Node, Service
-from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Removed, Synced, Upserted
+from kproxy_ebpf.kube.kinds import KINDS
+from kproxy_ebpf.kube.kinds.common import DEFAULT_NAMESPACE, ApiKind, Scope
+from kproxy_ebpf.model.services import Node
+from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Synced, Unreadable, Upserted
 
 SETTLE_SECONDS = 0.05  # a file written less than this ago may be half written: look again
 RESCAN_SECONDS = 1.0
-_API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
 
 log = structlog.get_logger(__name__)
 
 Key = tuple[Kind, str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +44,24 @@ class ReadFile:
 
 
 class ManifestSource:
-    """A folder as a Source (kube/source.py). `proxy_name`: see parse.parse_service."""
+    """A folder as a ClusterSource (kube/source.py): every kind of KINDS, as `scope` sees it."""
 
-    def __init__(self, folder: Path, node_name: str, proxy_name: str = "") -> None:
+    def __init__(self, folder: Path, scope: Scope) -> None:
         self.connected = False
         self.last_error = ""
-        self._folder, self._node_name, self._proxy_name = folder, node_name, proxy_name
+        self._folder, self._scope = folder, scope
         self._files: dict[str, ReadFile] = {}
         self._told: dict[Key, Upserted | Refused] = {}
 
     async def run(self, emit: Callable[[Sequence[Event]], None]) -> NoReturn:
-        """Emit until cancelled; see Source. Raises ClusterError when there is no such folder at the start."""
+        """Emit until cancelled; see ClusterSource. Raises ClusterError when there is no such folder at the start."""
         if not await asyncio.to_thread(self._folder.is_dir):
             raise ClusterError(f"{self._folder} is not a folder: give --manifests the folder that holds the manifests")
         try:
             await self._look(emit, settle=0)
         except OSError as error:
             raise ClusterError(f"{self._folder} can't be read ({error.strerror}): check the folder's rights") from error
-        emit([Synced(kind) for kind in sorted(WATCHED_KINDS)])
+        emit([Synced(kind) for kind in KINDS])
         while True:
             try:
                 await self._follow(emit)
@@ -108,14 +109,14 @@ class ManifestSource:
         owners: dict[Key, str] = {}
         for event in self._read_events(owners):
             events[event.ref.kind, event.ref.namespace, event.ref.name] = event
-        ref = ObjectRef(Kind.NODE, "", self._node_name)
-        events.setdefault((ref.kind, ref.namespace, ref.name), Upserted(ref, Node(self._node_name)))
+        node = ObjectRef(Kind.NODE, "", self._scope.node_name)
+        events.setdefault((node.kind, node.namespace, node.name), Upserted(node, Node(node.name)))
         return events
 
     def _read_events(self, owners: dict[Key, str]) -> Iterator[Upserted | Refused]:
         for name, file in sorted(self._files.items()):
             if file.error:
-                yield Refused(ObjectRef(Kind.FILE, "", name), file.error)
+                yield Refused(ObjectRef(Kind.FILE, "", name), file.error, Unreadable.KEPT)
             for document in file.documents:
                 event = self._event(document, owners)
                 if event is not None:
@@ -127,28 +128,26 @@ class ManifestSource:
         try:
             ref = _ref(document)
         except Refusal as refusal:
-            return Refused(place, str(refusal))
-        if ref is None or (ref.kind is Kind.NODE and ref.name != self._node_name):
+            return Refused(place, str(refusal), Unreadable.ABSENT)
+        if ref is None:
+            return None
+        kind = KINDS[ref.kind]
+        if kind.only(self._scope) not in (None, ref.name):
             return None
         owner = owners.setdefault((ref.kind, ref.namespace, ref.name), document.place)
         if owner != document.place:
-            return Refused(place, f"{ref.kind} {ref.namespace}/{ref.name} is defined in {owner} already")
+            reason = f"{ref.kind} {ref.namespace}/{ref.name} is defined in {owner} already"
+            return Refused(place, reason, Unreadable.ABSENT)
         try:
-            found = self._parsed(ref.kind, document.content)
+            found = self._parsed(kind, document.content)
         except Refusal as refusal:
-            return Refused(ref, str(refusal))
+            return Refused(ref, str(refusal), kind.unreadable)
         return None if found is None else Upserted(ref, found)
 
-    def _parsed(self, kind: Kind, content: dict[str, Any]) -> Service | EndpointSlice | Node | None:
-        if content.get("apiVersion") != _API_VERSIONS[kind]:
-            raise Refusal(f"apiVersion: only {_API_VERSIONS[kind]} can be read, not {content.get('apiVersion')!r:.60}")
-        match kind:
-            case Kind.SERVICE:
-                return parse_service(content, self._proxy_name)
-            case Kind.ENDPOINT_SLICE:
-                return parse_slice(content)
-            case _:
-                return parse_node(content)
+    def _parsed(self, kind: ApiKind[T], content: dict[str, Any]) -> T | None:
+        if content.get("apiVersion") != kind.api_version:
+            raise Refusal(f"apiVersion: only {kind.api_version} can be read, not {content.get('apiVersion')!r:.60}")
+        return kind.parse(content, self._scope)
 
 
 def scan(folder: Path, known: Mapping[str, ReadFile], settle: float) -> tuple[dict[str, ReadFile], bool]:
@@ -187,21 +186,22 @@ def _ref(document: Document) -> ObjectRef | None:
     content = document.content
     if not isinstance(content, dict):
         raise Refusal("not an object: a manifest has apiVersion, kind and metadata")
-    kind, version = content.get("kind"), content.get("apiVersion")
-    if not isinstance(kind, str):
+    name_of_kind, version = content.get("kind"), content.get("apiVersion")
+    if not isinstance(name_of_kind, str):
         raise Refusal("kind: field required")
-    if kind not in set(_API_VERSIONS) or not _same_group(version, _API_VERSIONS[Kind(kind)]):
+    kind = next((each for each in KINDS.values() if each.kind == name_of_kind), None)
+    if kind is None or not _same_group(version, kind.api_version):
         return None
     metadata = content.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
         raise Refusal("metadata.name: field required")
     namespace = metadata.get("namespace")
-    if kind == Kind.NODE:
+    if not kind.is_namespaced:
         namespace = ""
     elif not isinstance(namespace, str) or not namespace:
         namespace = DEFAULT_NAMESPACE
-    return ObjectRef(Kind(kind), namespace, name, origin=document.place)
+    return ObjectRef(kind.kind, namespace, name, origin=document.place)
 
 
 def _same_group(version: object, ours: str) -> bool:

@@ -19,7 +19,9 @@ import aiohttp
 import structlog
 
 from kproxy_ebpf.errors import ClusterError
+from kproxy_ebpf.kube.kinds import KINDS
 from kproxy_ebpf.kube.response import ApiError, raise_for_status
+from kproxy_ebpf.model.snapshot import Kind
 
 REPORTER = "kproxy-ebpf"
 MAX_NOTE_BYTES = 1024  # the API's limit
@@ -36,11 +38,10 @@ log = structlog.get_logger(__name__)
 class About:
     """The object an Event is about. Without a namespace (a Node) the Event goes to `default`."""
 
-    kind: str
+    kind: Kind
     name: str
     namespace: str = ""
     uid: str = ""
-    api_version: str = "v1"
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class _Series:
     posted: bool = False
 
 
-class Requests(Protocol):
+class WriteRequests(Protocol):
     """The part of client.Client that is used."""
 
     async def request(
@@ -66,7 +67,7 @@ class EventRecorder:
 
     def __init__(
         self,
-        client: Requests,
+        client: WriteRequests,
         node_name: str,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -139,7 +140,7 @@ class EventRecorder:
 
     async def _post(self, about: About, reason: str, note: str, series: _Series) -> None:
         namespace = about.namespace or "default"
-        regarding = {"apiVersion": about.api_version, "kind": about.kind, "name": about.name}
+        regarding = {"apiVersion": KINDS[about.kind].api_version, "kind": about.kind, "name": about.name}
         if about.namespace:
             regarding["namespace"] = about.namespace
         if about.uid:

@@ -25,9 +25,9 @@ from kproxy_ebpf.kube.stream import (
     Bookmark,
     BrokenStreamError,
     Change,
+    DecodedPage,
     Failure,
     LineSplitter,
-    Page,
     Resource,
     batches,
     decode_page,
@@ -45,14 +45,14 @@ UNSERVED = (400, 422)
 FORBIDDEN = (403, 404)
 
 
-class Requests(Protocol):
+class ReadRequests(Protocol):
     """The part of client.Client that is used."""
 
     async def request(self, method: str, path: str, query: list[tuple[str, str]]) -> aiohttp.ClientResponse: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class WatchTiming:
     """All in seconds. `watch`: shortest server-side time-out of a watch, the longest is twice as long. `answer`: until
     an answer begins. `idle`: longest silence in a watch; the server sends a bookmark a minute, but only after changes.
     `page`: to read one page of a list. `healthy`: a watch that lived so long was none that failed.
@@ -81,12 +81,12 @@ class Reflector(Generic[T]):
 
     def __init__(
         self,
-        client: Requests,
+        client: ReadRequests,
         resource: Resource[T],
         emit: Emit[T],
         *,
         page_size: int = 500,
-        timing: Timing | None = None,
+        timing: WatchTiming | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -97,7 +97,7 @@ class Reflector(Generic[T]):
         self.optional = resource.optional
         self._client, self._resource, self._emit = client, resource, emit
         self._page_size = page_size
-        self._timing = timing or Timing()
+        self._timing = timing or WatchTiming()
         self._sleep, self._clock, self._jitter = sleep, clock, jitter
         self._log = log.bind(resource=resource.path)
         self._known: set[tuple[str, str]] = set()
@@ -179,7 +179,7 @@ class Reflector(Generic[T]):
                 self._complete(present)
                 return
 
-    async def _page(self, limit: int, more: str) -> Page[T]:
+    async def _page(self, limit: int, more: str) -> DecodedPage[T]:
         query = []
         if limit:
             query.append(("limit", str(limit)))

@@ -78,7 +78,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
+class DecodedPage(Generic[T]):
     changes: list[Change[T]]
     version: str
     more: str
@@ -133,7 +133,7 @@ def decode_line(resource: Resource[T], line: bytes) -> Change[T] | Bookmark | Fa
     return _decode_loosely(resource, line)
 
 
-def decode_page(resource: Resource[T], body: bytes) -> Page[T]:
+def decode_page(resource: Resource[T], body: bytes) -> DecodedPage[T]:
     """One page of a list. Raises BrokenStreamError when it is none."""
     try:
         page = resource.list_adapter.validate_json(body, strict=True)
@@ -146,7 +146,7 @@ def decode_page(resource: Resource[T], body: bytes) -> Page[T]:
     version, more = page["metadata"].get("resourceVersion"), page["metadata"].get("continue")
     if not version:
         raise BrokenStreamError("a list without a resourceVersion")
-    return Page(changes, str(version), str(more or ""))
+    return DecodedPage(changes, str(version), str(more or ""))
 
 
 def _converted(resource: Resource[T], obj: Any) -> Change[T]:

@@ -24,8 +24,18 @@ class Kind(StrEnum):
     FILE = "File"
 
 
-WATCHED_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
-"""Every source tells Synced for each of these."""
+WATCHED_KINDS = frozenset(Kind) - {Kind.FILE}
+"""Every source tells Synced for each of these: the rows of kube/kinds."""
+
+
+class Unreadable(StrEnum):
+    """What an object that can't be read means, in words for the log. Each kind says it (kube/kinds).
+
+    ABSENT: nothing is left of what it said before. KEPT: what it said before stays in force.
+    """
+
+    ABSENT = "refused, it counts as absent"
+    KEPT = "refused, what it said before stays in force"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +70,11 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An object can't be read. It is treated as absent; all others work."""
+    """An object can't be read, and counts as `means` says; all others work."""
 
     ref: ObjectRef
     reason: str
+    means: Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +104,9 @@ class Snapshot:
             case Synced(kind):
                 self.synced.add(kind)
                 return ()
-            case Refused(ref, _):
-                dirty = self._remove(ref)
+            case Refused(ref, _, means):
                 self.refused[ref.kind, ref.namespace, ref.name] = event
-                return dirty
+                return self._remove(ref) if means is Unreadable.ABSENT else ()
             case Removed(ref):
                 self.refused.pop((ref.kind, ref.namespace, ref.name), None)
                 return self._remove(ref)

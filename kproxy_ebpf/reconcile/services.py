@@ -8,12 +8,9 @@ and no others.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,8 +21,7 @@ from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Snapshot, Upserted
 from kproxy_ebpf.plan.services.claims import Conflict, seniority
 from kproxy_ebpf.plan.services.plan import PlanSettings, ServicePlan, plan_service
 from kproxy_ebpf.plan.tables.services import Tables
-
-Clock = Callable[[], float]
+from kproxy_ebpf.reconcile.queue import BatchTiming, Clock, DirtyQueue
 
 
 class TableWriter(Protocol):
@@ -33,18 +29,6 @@ class TableWriter(Protocol):
 
     def apply(self, family: int, writes: TableWrites) -> None:
         """In the order of the fields. Raises MapFullError or OSError, possibly with a part of them done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds. `window`: how long events are gathered before a batch; 0 is the next turn of the loop. `batch`: how
-    long planning may hold the loop. `first_retry` doubles up to `last_retry`, and is shortened at random by up to half.
-    """
-
-    window: float = 0.0
-    batch: float = 0.005
-    first_retry: float = 0.1
-    last_retry: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +87,7 @@ class Reconciler:
         settings: PlanSettings | None = None,
         *,
         observer: Observer | None = None,
-        timing: Timing | None = None,
+        timing: BatchTiming | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
@@ -116,49 +100,40 @@ class Reconciler:
         self._writer = writer
         self._node_name = node_name
         self._observer = observer or Observer()
-        self._timing = timing or Timing()
         self._clock = clock
         self._wall_clock = wall_clock
-        self._wake = asyncio.Event()
-        self._dirty: OrderedDict[ServiceName, float] = OrderedDict()  # since when, the oldest first
+        self._queue: DirtyQueue[ServiceName] = DirtyQueue(timing, clock)
         self._trigger_times: dict[ServiceName, set[float]] = {}
         self._full: dict[tuple[int, ServiceName], str] = {}  # the table that has no room for the Service
         self._full_in_kernel: dict[int, str] = {}  # the table that refused a family's writes
         self._failed: dict[int, float] = {}  # families whose writes are to be repeated, since when
         self._batch = Batch()
-        self._started = False
         self._swept = False
-        self._retry_seconds = 0.0
-        self._retry_at: float | None = None
 
     def submit(self, events: Iterable[Event]) -> None:
         """Fold events in."""
-        now = self._clock()
         for event in events:
             if isinstance(event, Upserted) and isinstance(event.object, EndpointSlice):
                 self._note_trigger(event.object)
-            for name in self.snapshot.apply(event):
-                self._dirty.setdefault(name, now)
-        self._rouse()
+            self._queue.mark(self.snapshot.apply(event))
+        self._wake()
 
     def update_settings(self, settings: PlanSettings) -> None:
         """Plan every Service anew if the settings differ."""
         if settings != self.settings:
             self.settings = settings
-            self._mark(self.snapshot.services)
-            self._rouse()
+            self._queue.mark(self.snapshot.services)
+            self._wake()
 
     @property
     def queued_since(self) -> float | None:
         """When the oldest change that is not in the maps came (by `clock`). Services that do not fit do not count, nor
         does anything before every kind has synced.
         """
-        if not self._started:
+        if not self._queue.is_started:
             return None
-        waiting = list(self._failed.values())
-        if self._dirty:
-            waiting.append(next(iter(self._dirty.values())))
-        return min(waiting, default=None)
+        oldest = self._queue.oldest
+        return min([*self._failed.values(), *([] if oldest is None else [oldest])], default=None)
 
     @property
     def full_tables(self) -> Counter[str]:
@@ -184,48 +159,54 @@ class Reconciler:
 
     async def run(self) -> None:
         """Plan and write until cancelled."""
-        while True:
-            await self._sleep()
-            if not self.snapshot.synced >= WATCHED_KINDS:
-                continue
-            await asyncio.sleep(self._timing.window)
-            if not self._started:
-                self._start()
-            if self._retry_at is not None and self._clock() >= self._retry_at:
-                self._retry()
-            while self._dirty:
-                self._step()
-                await asyncio.sleep(0)
-            self._finish_first_sync()
+        await self._queue.run(self)
 
-    async def _sleep(self) -> None:
-        """Until there is something to do."""
-        timeout = None if self._retry_at is None else max(0.0, self._retry_at - self._clock())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._wake.wait()
-        self._wake.clear()
+    # --- the queue's worker
 
-    def _start(self) -> None:
-        """Every kind has synced: plan everything, the oldest Services first, since they win what others claim too."""
-        self._started = True
-        services = self.snapshot.services.values()
-        since = self._clock()
-        names = [service.key for service in sorted(services, key=lambda each: seniority(each.created, each.key))]
-        self._dirty = OrderedDict((name, since) for name in [*names, *self._dirty])
+    def is_ready(self) -> bool:
+        """True once every kind has synced."""
+        return self.snapshot.synced >= WATCHED_KINDS
+
+    def start(self) -> list[ServiceName]:
+        """Every Service, the oldest first, since they win what others claim too."""
         self._observer.queued()
+        services = self.snapshot.services.values()
+        return [service.key for service in sorted(services, key=lambda each: seniority(each.created, each.key))]
 
-    def _step(self) -> None:
-        """Plan as many Services as the time for one batch allows, and write them."""
+    def work(self, names: Iterator[ServiceName]) -> None:
+        """Plan one batch of Services and write them."""
         started = self._clock()
-        while self._dirty and self._clock() - started < self._timing.batch:
-            name, _ = self._dirty.popitem(last=False)
+        for name in names:
             self._plan(name)
             self._batch.services += 1
             self._batch.trigger_times += self._trigger_times.pop(name, ())
         self._write()
         self._batch.seconds += self._clock() - started
         self._report()
+
+    def retry(self) -> None:
+        """Write anew what the maps refused, and plan anew the Services that did not fit."""
+        failed, self._failed = self._failed, {}
+        self._queue.mark({name for _, name in self._full})
+        started = self._clock()
+        self._write()
+        self._failed |= {family: failed[family] for family in self._failed if family in failed}
+        self._batch.seconds += self._clock() - started
+        if failed:
+            self._report()
+
+    def drained(self) -> None:
+        """Everything is planned: after the first time what no Service claimed goes."""
+        if not self._swept:
+            self._swept = True
+            for tables in self._tables:
+                tables.remove_unclaimed()
+            self._write()
+        if not self.first_sync_done and not self._failed:
+            self.first_sync_done = True
+            self._report()
+
+    # --- planning and writing
 
     def _plan(self, name: ServiceName) -> None:
         try:
@@ -240,8 +221,8 @@ class Reconciler:
             except MapFullError as error:
                 self._full[tables.family, name] = error.table
                 self._observer.table_full(name, error)
-                self._retry_later()
-            self._mark(tables.take_disturbed())
+                self._queue.retry_later()
+            self._queue.mark(tables.take_disturbed())
 
     def plan(self, name: ServiceName) -> ServicePlan | None:
         """The plan of a Service as the snapshot has it now; None where there is no such Service."""
@@ -263,7 +244,7 @@ class Reconciler:
                 if isinstance(error, MapFullError):
                     self._full_in_kernel[tables.family] = error.table
                 self._observer.write_failed(tables.family, error)
-                self._retry_later()
+                self._queue.retry_later()
             else:
                 self._full_in_kernel.pop(tables.family, None)
                 self._batch.writes[tables.family] = writes
@@ -276,48 +257,14 @@ class Reconciler:
         self.last_sync = self._wall_clock()
         latencies = [self.last_sync - trigger for trigger in batch.trigger_times]
         without = {tables.family: tables.without_local_endpoints() for tables in self._tables}
-        self._observer.synced(Sync(batch.seconds, batch.services, len(self._dirty), batch.writes, latencies, without))
+        self._observer.synced(Sync(batch.seconds, batch.services, len(self._queue), batch.writes, latencies, without))
         if not self._full:
-            self._retry_seconds = 0.0
+            self._queue.reset_back_off()
 
-    def _finish_first_sync(self) -> None:
-        """Nothing is left to plan: what no Service claimed goes."""
-        if not self._swept:
-            self._swept = True
-            for tables in self._tables:
-                tables.remove_unclaimed()
-            self._write()
-        if not self.first_sync_done and not self._failed:
-            self.first_sync_done = True
-            self._report()
-
-    def _retry(self) -> None:
-        self._retry_at = None
-        failed, self._failed = self._failed, {}
-        self._mark({name for _, name in self._full})
-        started = self._clock()
-        self._write()
-        self._failed |= {family: failed[family] for family in self._failed if family in failed}
-        self._batch.seconds += self._clock() - started
-        if failed:
-            self._report()
-
-    def _retry_later(self) -> None:
-        if self._retry_at is None:
-            timing = self._timing
-            self._retry_seconds = min(max(timing.first_retry, 2 * self._retry_seconds), timing.last_retry)
-            jitter = random.uniform(0.5, 1.0)  # noqa: S311, no secret
-            self._retry_at = self._clock() + self._retry_seconds * jitter
-
-    def _mark(self, names: Iterable[ServiceName]) -> None:
-        now = self._clock()
-        for name in names:
-            self._dirty.setdefault(name, now)
-
-    def _rouse(self) -> None:
-        if self._dirty and self._started:
+    def _wake(self) -> None:
+        if self._queue and self._queue.is_started:
             self._observer.queued()
-        self._wake.set()
+        self._queue.wake()
 
     def _note_trigger(self, slice_: EndpointSlice) -> None:
         """Only changes that come after the first sync say how long programming takes; a relist repeats old ones."""

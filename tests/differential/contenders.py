@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cases import ELSEWHERE, HERE, OTHER_ZONE, ZONE, Ask, Case, End
 
-from kproxy_ebpf.kube.kinds.common import ANNOTATION_TRIGGER_TIME
+from kproxy_ebpf.kube.kinds.endpoint_slice import ANNOTATION_TRIGGER_TIME
 from kproxy_ebpf.lab import Lab, Node, Pod
 from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
 from kproxy_ebpf.lab.daemon import Daemon

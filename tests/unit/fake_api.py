@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import AF_INET6, inet_pton
 from typing import Any
 
 import yaml
@@ -169,3 +170,16 @@ def slice_(name: str = "web-1", service_name: str = "web", count: int = 2, **fie
         ],
         **fields,
     }
+
+
+def labelled(obj: dict[str, Any], **labels: str) -> dict[str, Any]:
+    prefixed = {key.replace("_", "-"): value for key, value in labels.items()}
+    return {**obj, "metadata": {**obj["metadata"], "labels": {**obj["metadata"].get("labels", {}), **prefixed}}}
+
+
+def v4(text: str) -> bytes:
+    return bytes(int(part) for part in text.split("."))
+
+
+def v6(text: str) -> bytes:
+    return inet_pton(AF_INET6, text)

@@ -15,9 +15,10 @@ from kproxy_ebpf.model.service_tables import TableContents, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName
 from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Kind, ObjectRef, Removed, Snapshot, Synced, Upserted
 from kproxy_ebpf.plan.tables.services import Capacities, Tables
-from kproxy_ebpf.reconcile.services import Observer, Reconciler, Sync, Timing
+from kproxy_ebpf.reconcile.queue import BatchTiming
+from kproxy_ebpf.reconcile.services import Observer, Reconciler, Sync
 
-QUICK = Timing(first_retry=0.01, last_retry=0.05)
+QUICK = BatchTiming(first_retry=0.01, last_retry=0.05)
 
 
 def upserted(each: Service | EndpointSlice | Node) -> Upserted:
@@ -63,7 +64,7 @@ class World:
     """A reconciler that runs, and the simulated maps it writes to."""
 
     def __init__(
-        self, capacities: Capacities = CAPACITIES, found: TableContents | None = None, timing: Timing = QUICK
+        self, capacities: Capacities = CAPACITIES, found: TableContents | None = None, timing: BatchTiming = QUICK
     ) -> None:
         self.maps = Maps(Clock())
         self.witness = Witness()

@@ -8,6 +8,7 @@ from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.kube.recorder import About
 from kproxy_ebpf.model.service_tables import FrontendKey
 from kproxy_ebpf.model.services import Protocol, Service, ServiceName, packed
+from kproxy_ebpf.model.snapshot import Kind
 from kproxy_ebpf.plan.services.claims import Conflict
 
 OLD, NEW = ServiceName("default", "old"), ServiceName("shop", "new")
@@ -39,7 +40,7 @@ def test_the_loser_gets_one_event_and_the_log_a_line(conflicts: Conflicts, recor
     with structlog.testing.capture_logs() as logs:
         conflicts.tell_new([TAKEN], SERVICES)
         conflicts.tell_new([TAKEN], SERVICES)
-    assert recorder.recorded == [(About("Service", "new", "shop", "u-1"), "FrontendTaken", WORDS)]
+    assert recorder.recorded == [(About(Kind.SERVICE, "new", "shop", "u-1"), "FrontendTaken", WORDS)]
     assert [line["reason"] for line in logs] == [WORDS]
 
 

@@ -9,7 +9,7 @@ from kproxy_ebpf.daemon.reports import Reports, full_sentence, write_counts
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, ServiceName
-from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Upserted
+from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Unreadable, Upserted
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 from kproxy_ebpf.reconcile.services import Sync
@@ -49,7 +49,7 @@ def slice_event() -> Upserted:
 
 def test_a_refused_object_is_named_everywhere_until_it_is_gone(told: Told) -> None:
     with structlog.testing.capture_logs() as logs:
-        told.feed(Refused(BAD, "spec.ports[0].port: field required"))
+        told.feed(Refused(BAD, "spec.ports[0].port: field required", Unreadable.ABSENT))
     assert logs[0]["object"] == "Service default/bad"
     assert "field required" in logs[0]["reason"]
     assert told.sample("kproxy_ebpf_refused_objects", kind="Service") == 1

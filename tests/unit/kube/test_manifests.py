@@ -15,6 +15,7 @@ from fake_api import service, slice_
 
 from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube import manifests
+from kproxy_ebpf.kube.kinds.common import Scope
 from kproxy_ebpf.kube.manifests import ManifestSource
 from kproxy_ebpf.model.services import Node, ServiceName
 from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, Removed, Snapshot, Upserted
@@ -35,7 +36,7 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.snapshot = Snapshot()
         self.events: list[Event] = []
-        self.source = ManifestSource(folder, "node1")
+        self.source = ManifestSource(folder, Scope("node1"))
         self.task = asyncio.create_task(self.source.run(self._emit))
 
     def _emit(self, events: Sequence[Event]) -> None:
@@ -243,7 +244,7 @@ async def test_a_folder_that_vanishes_keeps_its_objects_until_it_is_back(tmp_pat
 
 async def test_no_folder_at_the_start_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(ClusterError, match="--manifests"):
-        await ManifestSource(tmp_path / "none", "node1").run(lambda _: None)
+        await ManifestSource(tmp_path / "none", Scope("node1")).run(lambda _: None)
 
 
 async def test_a_dangling_link_and_a_fifo_are_left_alone(tmp_path, watch):

@@ -12,8 +12,9 @@ from fake_api import FakeApi
 
 from kproxy_ebpf.kube.client import Client
 from kproxy_ebpf.kube.recorder import BURST, MAX_PENDING, SECONDS_PER_EVENT, About, EventRecorder
+from kproxy_ebpf.model.snapshot import Kind
 
-ABOUT = About("Service", "web", "shop", "u1")
+ABOUT = About(Kind.SERVICE, "web", "shop", "u1")
 PATH = "/apis/events.k8s.io/v1/namespaces/shop/events"
 
 
@@ -104,7 +105,7 @@ async def test_the_same_again_is_counted_and_after_ten_minutes_told_anew(recorde
 async def test_a_flood_is_bounded_in_rate_and_number(recorder, bodies):
     made, clock = recorder
     for index in range(1000):
-        made.record(About("Service", f"s{index}", "shop"), "Refused", "x")
+        made.record(About(Kind.SERVICE, f"s{index}", "shop"), "Refused", "x")
     assert made.dropped == 1000 - MAX_PENDING
     await until(lambda: len(bodies) == MAX_PENDING)
     assert clock.now == pytest.approx((MAX_PENDING - BURST) * SECONDS_PER_EVENT)
@@ -119,7 +120,7 @@ async def test_a_refused_post_is_dropped_and_the_next_one_works(recorder, api, b
 
 
 async def test_an_object_without_namespace_goes_to_default(recorder, bodies):
-    recorder[0].record(About("Node", "node1"), "BadSetting", "mode: x")
+    recorder[0].record(About(Kind.NODE, "node1"), "BadSetting", "mode: x")
     await until(lambda: bodies)
     assert bodies[0][1] == "/apis/events.k8s.io/v1/namespaces/default/events"
     assert bodies[0][2]["regarding"] == {"apiVersion": "v1", "kind": "Node", "name": "node1"}

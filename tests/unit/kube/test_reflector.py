@@ -12,12 +12,13 @@ from aiohttp import web
 from fake_api import SERVICES, FakeApi, gone, service
 
 from kproxy_ebpf.kube.client import Client
-from kproxy_ebpf.kube.reflector import Reflector, Timing
-from kproxy_ebpf.kube.source import services
+from kproxy_ebpf.kube.kinds.common import Scope
+from kproxy_ebpf.kube.kinds.service import SERVICE
+from kproxy_ebpf.kube.reflector import Reflector, WatchTiming
 from kproxy_ebpf.kube.stream import Change, Refusal
 
 TOKEN = "of-the-tests"  # noqa: S105
-FAST = Timing(idle=5.0, initial_idle=5.0, answer=5.0, page=5.0, healthy=0.0, backoff_base=0.02, backoff_cap=0.1)
+FAST = WatchTiming(idle=5.0, initial_idle=5.0, answer=5.0, page=5.0, healthy=0.0, backoff_base=0.02, backoff_cap=0.1)
 
 
 class Watched:
@@ -27,7 +28,7 @@ class Watched:
         self.state: dict[str, object] = {}
         self.removed: list[str] = []
         self.syncs = 0
-        self.reflector = Reflector(client, services(), self._emit, **{"timing": FAST, **options})
+        self.reflector = Reflector(client, SERVICE.resource(Scope()), self._emit, **{"timing": FAST, **options})
         self.task = asyncio.create_task(self.reflector.run())
 
     def _emit(self, changes: list[Change], complete: bool) -> None:
@@ -150,7 +151,7 @@ async def test_a_server_that_ignores_the_wish_for_streaming_is_asked_for_a_list(
         return response
 
     api.answers[SERVICES] = [old]
-    watched = await synced(watch(timing=Timing(initial_idle=0.1, backoff_base=0.02)), api)
+    watched = await synced(watch(timing=WatchTiming(initial_idle=0.1, backoff_base=0.02)), api)
     assert set(watched.state) == {"a", "b"}
 
 
@@ -185,7 +186,7 @@ async def test_410_starts_over_and_reports_what_vanished(api, watch, how, stream
 
 
 async def test_a_quiet_watch_is_renewed_without_ado(api, watch):
-    watched = await synced(watch(timing=Timing(idle=0.1, healthy=0.0)), api)
+    watched = await synced(watch(timing=WatchTiming(idle=0.1, healthy=0.0)), api)
     await watched.until(lambda: len(api.queries(SERVICES)) >= 3)
     assert api.queries(SERVICES)[2]["resourceVersion"] == str(api.version)
     assert watched.reflector.connected
@@ -198,7 +199,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_noticed(api, watch):
         raise AssertionError
 
     awake = asyncio.Event()
-    timing = Timing(idle=0.1, answer=0.3, healthy=0.0)
+    timing = WatchTiming(idle=0.1, answer=0.3, healthy=0.0)
     watched = await synced(watch(timing=timing, sleep=lambda _: awake.wait()), api)
     api.answers[SERVICES] = [mute]
     await watched.until(lambda: watched.reflector.last_error)
@@ -275,7 +276,7 @@ async def test_a_line_of_garbage_resumes_the_watch(api, watch):
 
 async def test_back_off_grows_with_full_jitter_and_is_reset_by_a_watch_that_delivers(api, watch, naps, nap):
     api.answers[SERVICES] = [lambda _: web.json_response({"message": "busy"}, status=503) for _ in range(7)]
-    watched = watch(sleep=nap, jitter=lambda: 0.5, timing=Timing())
+    watched = watch(sleep=nap, jitter=lambda: 0.5, timing=WatchTiming())
     await watched.until(lambda: watched.syncs)
     assert naps == [0.5, 1, 2, 4, 8, 15, 15]
     api.answers[SERVICES] = [lambda _: web.json_response({"message": "busy"}, status=503)]
@@ -290,7 +291,7 @@ async def test_a_watch_that_always_ends_at_once_is_not_hammered(api, watch, naps
         await response.prepare(request)
         return response
 
-    watched = await synced(watch(sleep=nap, jitter=lambda: 0.5, timing=Timing()), api)
+    watched = await synced(watch(sleep=nap, jitter=lambda: 0.5, timing=WatchTiming()), api)
     api.answers[SERVICES] = [empty] * 3
     api.end_watches()
     await watched.until(lambda: len(api.queries(SERVICES)) == 5 and api.watching(SERVICES))

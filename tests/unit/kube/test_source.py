@@ -12,12 +12,13 @@ from aiohttp import web
 from fake_api import NODES, SERVICES, SLICES, FakeApi, service, slice_
 
 from kproxy_ebpf.kube.client import Client
-from kproxy_ebpf.kube.reflector import Timing
-from kproxy_ebpf.kube.source import ApiSource, ConfigMapSource, services
+from kproxy_ebpf.kube.kinds.common import Scope
+from kproxy_ebpf.kube.reflector import WatchTiming
+from kproxy_ebpf.kube.source import ApiSource, ConfigMapSource
 from kproxy_ebpf.model.services import ServiceName
-from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Snapshot, Synced
+from kproxy_ebpf.model.snapshot import WATCHED_KINDS, Event, Kind, ObjectRef, Refused, Snapshot, Synced, Unreadable
 
-FAST = Timing(backoff_base=0.02, backoff_cap=0.1)
+FAST = WatchTiming(backoff_base=0.02, backoff_cap=0.1)
 SETTINGS = "/api/v1/namespaces/kube-system/configmaps"
 
 
@@ -71,7 +72,7 @@ async def test_the_three_kinds_make_a_snapshot(api, client, start):
     api.put(SLICES, slice_("web-1", "web"))
     api.put(SLICES, slice_("bad", "web", endpoints=[{"addresses": ["fd00::1"]}]))
     api.put(NODES, {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}})
-    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    told, source = Told(), ApiSource(client, Scope("node1"), timing=FAST)
     assert not source.connected
     start(source, told)
     await until(lambda: told.snapshot.synced == WATCHED_KINDS)
@@ -81,7 +82,9 @@ async def test_the_three_kinds_make_a_snapshot(api, client, start):
     assert told.snapshot.node.zone == "a"
     refused = told.snapshot.refused[Kind.ENDPOINT_SLICE, "default", "bad"]
     assert refused == Refused(
-        ObjectRef(Kind.ENDPOINT_SLICE, "default", "bad"), "endpoints[0].addresses[0]: 'fd00::1' is not an IPv4 address"
+        ObjectRef(Kind.ENDPOINT_SLICE, "default", "bad"),
+        "endpoints[0].addresses[0]: 'fd00::1' is not an IPv4 address",
+        Unreadable.ABSENT,
     )
     assert source.connected
     assert source.last_error == ""
@@ -95,7 +98,7 @@ async def test_the_three_kinds_make_a_snapshot(api, client, start):
 async def test_without_the_node_the_rest_works(api, client, start, status):
     if status == 403:
         api.answers[NODES] = [lambda _: web.json_response({"message": "nodes is forbidden"}, status=403)] * 1000
-    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    told, source = Told(), ApiSource(client, Scope("node1"), timing=FAST)
     start(source, told)
     await until(lambda: told.snapshot.synced == WATCHED_KINDS and source.connected)
     assert told.snapshot.node is None
@@ -104,21 +107,12 @@ async def test_without_the_node_the_rest_works(api, client, start, status):
 
 async def test_forbidden_services_are_never_synced_but_reported(api, client, start):
     api.answers[SERVICES] = [lambda _: web.json_response({"message": "services is forbidden"}, status=403)] * 1000
-    told, source = Told(), ApiSource(client, "node1", timing=FAST)
+    told, source = Told(), ApiSource(client, Scope("node1"), timing=FAST)
     start(source, told)
     await until(lambda: {Kind.NODE, Kind.ENDPOINT_SLICE} <= told.snapshot.synced and len(api.queries(SERVICES)) > 3)
     assert Kind.SERVICE not in told.snapshot.synced
     assert not source.connected
     assert source.last_error == "the API server answered 403: services is forbidden"
-
-
-def test_with_a_proxy_name_of_our_own_the_server_does_not_select():
-    assert services("us").query == ()
-    labels = {"service.kubernetes.io/service-proxy-name": "us"}
-    ours = service("x")
-    ours["metadata"]["labels"] = labels
-    assert services("us").convert(ours) is not None
-    assert services("").convert(ours) is None
 
 
 async def test_settings_follow_the_config_map(api, client, start):

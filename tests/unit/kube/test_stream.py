@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxy_ebpf.kube.addresses import Refusal
-from kproxy_ebpf.kube.source import services
+from kproxy_ebpf.kube.kinds.common import Scope
+from kproxy_ebpf.kube.kinds.service import SERVICE
 from kproxy_ebpf.kube.stream import (
     Bookmark,
     BrokenStreamError,
@@ -21,7 +22,7 @@ from kproxy_ebpf.kube.stream import (
     decode_page,
 )
 
-SERVICES = services()
+SERVICES = SERVICE.resource(Scope())
 
 
 @settings(deadline=None)  # the machine may be busy

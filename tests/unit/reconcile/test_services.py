@@ -15,7 +15,7 @@ from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.services import Service, ServiceName, packed
 from kproxy_ebpf.plan.services.plan import PlanSettings, ServicePlan
 from kproxy_ebpf.plan.tables.services import Capacities
-from kproxy_ebpf.reconcile.services import Timing
+from kproxy_ebpf.reconcile.queue import BatchTiming
 
 
 async def test_nothing_is_written_before_every_kind_has_synced() -> None:
@@ -89,7 +89,7 @@ async def test_a_failed_write_is_repeated(error: Exception) -> None:
 
 
 async def test_changes_do_not_hasten_what_is_to_be_repeated() -> None:
-    async with running(World(timing=Timing(first_retry=60, last_retry=60))) as world:
+    async with running(World(timing=BatchTiming(first_retry=60, last_retry=60))) as world:
         world.failures = [OSError("no memory")] * 9
         for count in range(1, 6):
             world.submit(WEB, slice_of(WEB, *[f"1.1.1.{each}" for each in range(count)]))

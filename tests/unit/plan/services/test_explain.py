@@ -21,7 +21,7 @@ from kproxy_ebpf.model.services import (
     source_range,
     text_of,
 )
-from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Refused, Snapshot, Upserted
+from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Refused, Snapshot, Unreadable, Upserted
 from kproxy_ebpf.plan.services.claims import Conflict
 from kproxy_ebpf.plan.services.endpoints import Rule
 from kproxy_ebpf.plan.services.explain import POLICY_IS_LIFTED, ExplainedFrontend, Explanation, LeftOut, State, explain
@@ -199,10 +199,10 @@ def test_a_frontend_that_an_older_service_has() -> None:
 
 def test_a_refused_service_and_its_refused_slices() -> None:
     refused = [
-        Refused(ObjectRef(Kind.SERVICE, *WEB), "spec.ports: missing"),
-        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "shop", "web-abc"), "endpoints[0]: bad"),
-        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "shop", "website-abc"), "another's"),
-        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "elsewhere", "web-abc"), "another's"),
+        Refused(ObjectRef(Kind.SERVICE, *WEB), "spec.ports: missing", Unreadable.ABSENT),
+        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "shop", "web-abc"), "endpoints[0]: bad", Unreadable.ABSENT),
+        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "shop", "website-abc"), "another's", Unreadable.ABSENT),
+        Refused(ObjectRef(Kind.ENDPOINT_SLICE, "elsewhere", "web-abc"), "another's", Unreadable.ABSENT),
     ]
     found = explain(WEB, snapshot_of(refused=refused), NODE, PlanSettings())
     assert found.state is State.REFUSED
