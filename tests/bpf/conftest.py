@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -10,6 +11,7 @@ from pathlib import Path
 from socket import if_nametoindex
 
 import pytest
+from generations import empty_tables, fill
 from harness import Datapath
 from nodes import MTU, NETWORKS, UPLINK, Node, Uplink
 from packets import BACKEND, VIP, VIP_B
@@ -19,7 +21,7 @@ from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
 from kproxy_ebpf.datapath.generations.bpffs import root
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure, remove_all
-from kproxy_ebpf.datapath.generations.sources import Constants
+from kproxy_ebpf.datapath.generations.sources import Constants, source_folder
 from kproxy_ebpf.lab.netns import RUN_NETNS
 from kproxy_ebpf.linux.bpf import Descriptor
 from kproxy_ebpf.linux.netns import entered
@@ -71,6 +73,20 @@ def in_force(bpffs: Path, generation: Generation) -> Iterator[Generation]:
     yield twin
     remove_all(bpffs)
     assert list(bpffs.glob("kproxy-ebpf*")) == []
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the C sources, to be changed."""
+    return Path(shutil.copytree(source_folder(), tmp_path / "bpf_src"))
+
+
+@pytest.fixture
+def filled(in_force: Generation, generation: Generation) -> Iterator[Generation]:
+    """A generation in force with something in its tables."""
+    fill(in_force)
+    yield in_force
+    empty_tables(generation)
 
 
 @pytest.fixture(scope="session")
