@@ -13,10 +13,12 @@ from socket import if_nametoindex
 import pytest
 from generations import empty_tables, fill
 from harness import Datapath
+from links import METHODS, ip
 from nodes import MTU, NETWORKS, UPLINK, Node, Uplink
 from packets import BACKEND, VIP, VIP_B
 
 from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.datapath.attach.tc import Attacher
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
 from kproxy_ebpf.datapath.generations.bpffs import root
@@ -145,6 +147,34 @@ def uplink(node: Node) -> Iterator[Uplink]:
         yield Uplink(node, ifindex)
         cluster.remove(networks)
         table.remove(ifindex)
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    """A namespace of the test's own, in which the test runs. A second one, <name>-pod, for pods' ends of links."""
+    name = f"attach-{os.getpid()}"
+    ip(f"netns add {name}", f"netns add {name}-pod")
+    try:
+        with entered(RUN_NETNS / name):
+            yield name
+    finally:
+        ip(f"netns del {name}", f"netns del {name}-pod")
+
+
+@pytest.fixture
+def veth(netns: str) -> int:
+    ip("link add veth0 type veth peer name peer0")
+    return if_nametoindex("veth0")
+
+
+@pytest.fixture(params=METHODS)
+def attacher(request: pytest.FixtureRequest, netns: str, generation: Generation) -> Iterator[Attacher]:
+    attacher = Attacher(generation, request.param)
+    yield attacher
+    for ifindex in attacher.attached():
+        attacher.detach(ifindex)
+    assert list((generation.root / "links").iterdir()) == []
+    attacher.close()
 
 
 def _mounted(folder: Path) -> Iterator[Path]:

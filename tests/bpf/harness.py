@@ -79,12 +79,12 @@ class Datapath:
                 self.backends.update(key, bytes(len(value)))
         self.set_live()
         for verdict in Verdict:
-            self.counters.update(_u32(verdict), bytes(ctypes.sizeof(Counter) * possible_cpus()))
+            self.counters.update(u32(verdict), bytes(ctypes.sizeof(Counter) * possible_cpus()))
         self._slots_used = 0
 
     def set_live(self, **fields: Any) -> None:
         """What the programs read while they run; they balance unless `fields` say otherwise."""
-        self.settings.update(_u32(0), bytes(Settings(**{"switches": Switches.TC} | fields)))
+        self.settings.update(u32(0), bytes(Settings(**{"switches": Switches.TC} | fields)))
 
     def clear_flows(self) -> None:
         for table in (self.flows, self.affinity):
@@ -97,18 +97,18 @@ class Datapath:
         """Write the backend with id `number`; usable, of epoch 1 and service 1 unless `fields` say otherwise."""
         values = {"state": BackendState.USABLE, "epoch": 1, "service_id": 1} | fields
         backend = self.layouts.Backend(address=self._address(at.host), port_be=at.port, **values)
-        self.backends.update(_u32(number), bytes(backend))
+        self.backends.update(u32(number), bytes(backend))
         return number
 
     def set_backend(self, number: int, **fields: Any) -> None:
         """Change single fields of a backend, such as its state."""
-        _edit(self.backends, _u32(number), self.layouts.Backend, fields)
+        _edit(self.backends, u32(number), self.layouts.Backend, fields)
 
     def add_frontend(self, at: Endpoint, backends: Iterable[int] = (), protocol: str = "tcp", **fields: Any) -> None:
         """Write a frontend over `backends` (ids) in a fresh range of slots, and the mark of its address as a VIP."""
         base, ids = self._slots_used, tuple(backends)
         for offset, number in enumerate(ids):
-            self.slots.update(_u32(base + offset), _u32(number))
+            self.slots.update(u32(base + offset), u32(number))
         self._slots_used += len(ids)
         frontend = self.layouts.Frontend(**{"service_id": 1, "slot_base": base, "slot_count": len(ids)} | fields)
         self.frontends.update(self._frontend_key(at, PROTOCOLS[protocol]), bytes(frontend))
@@ -124,7 +124,7 @@ class Datapath:
         key = self.layouts.SourceRangeKey(
             prefix_bits=32 + prefix_bits, service_id=service_id, client=self._address(client)
         )
-        self.source_ranges.update(bytes(key), _u32(1))
+        self.source_ranges.update(bytes(key), u32(1))
 
     # Flows
 
@@ -197,7 +197,7 @@ class Datapath:
         """(packets, bytes) by verdict."""
         values = {}
         for verdict in Verdict:
-            raw = self.counters.lookup(_u32(verdict))
+            raw = self.counters.lookup(u32(verdict))
             assert raw is not None
             per_cpu = (Counter * (len(raw) // ctypes.sizeof(Counter))).from_buffer_copy(raw)
             values[verdict] = (sum(cpu.packets for cpu in per_cpu), sum(cpu.bytes for cpu in per_cpu))
@@ -240,7 +240,7 @@ def _action(step: Step) -> int:
     return REDIRECT if step.becomes and step.becomes.sent_back else NEXT
 
 
-def _u32(number: int) -> bytes:
+def u32(number: int) -> bytes:
     return bytes(ctypes.c_uint32(number))
 
 

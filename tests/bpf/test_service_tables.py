@@ -1,3 +1,5 @@
+"""Tables of Services in real maps: what is written is read back, and in which order it is written."""
+
 from __future__ import annotations
 
 import struct
@@ -6,36 +8,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from harness import u32
 
-from kproxy_ebpf.contract.layouts import (
-    BackendFlags,
-    BackendState,
-    Direction,
-    EventsLevel,
-    FlowFlags,
-    FlowState,
-    FrontendFlags,
-    Settings,
-    Switches,
-    Verdict,
-    layouts,
-)
-from kproxy_ebpf.datapath.flows.records import read_flows
+from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, FrontendFlags, layouts
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import Counters, LiveSettings, Occupancy, ServiceMaps
+from kproxy_ebpf.datapath.maps.service_tables import Occupancy, ServiceMaps
 from kproxy_ebpf.errors import MapFullError
-from kproxy_ebpf.linux.bpf import LRU_HASH, NO_EXIST, PERCPU_ARRAY, Map
-from kproxy_ebpf.linux.libbpf import call
-from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableContents, TableWrites
 from kproxy_ebpf.model.services import packed
 
-HASH, ARRAY, LPM = 1, 2, 11
 ADDRESSES = {4: ("10.96.0.10", "10.244.1.7", "10.0.0.0"), 6: ("fd00:96::a", "fd00:244:1::7", "fd00::")}
-
-
-def u32(value: int) -> bytes:
-    return struct.pack("=I", value)
 
 
 @pytest.fixture(params=[4, 6])
@@ -224,118 +206,3 @@ def test_occupancy(tables: ServiceMaps, generation: Generation) -> None:
         f"flows{family}": (0, reading[f"flows{family}"][1]),
         f"affinity{family}": (0, reading[f"affinity{family}"][1]),
     }
-
-
-def test_counters_add_up_all_cpus(generation: Generation) -> None:
-    with generation.map("counters") as counters:
-        before = counters.lookup(u32(Verdict.REVERSED))
-        assert before is not None
-        cpus = len(before) // 16
-        counters.update(u32(Verdict.REVERSED), struct.pack("=QQ", 2, 300) * cpus)
-        reader = Counters(generation)
-        assert reader.read()[Verdict.REVERSED] == (2 * cpus, 300 * cpus)
-        assert reader.read()[Verdict.DROPPED_INTERNAL] == (0, 0)
-        assert reader.read().keys() == set(Verdict)
-        counters.update(u32(Verdict.REVERSED), before)
-        reader.close()
-
-
-def test_live_settings_are_written_one_by_one(generation: Generation) -> None:
-    with generation.map("settings") as settings, LiveSettings(generation) as live:
-        for level, switches in ((EventsLevel.ALL, Switches.TC), (EventsLevel.OFF, Switches.TC | Switches.SOCKET)):
-            live.tell(level)
-            live.switch(switches)
-            assert settings.lookup(u32(0)) == bytes(Settings(events_level=level, switches=switches))
-            assert live.switches() == switches
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_flows_are_read_as_the_contract_lays_them_out(generation: Generation, family: int) -> None:
-    structures = layouts(family)
-    vip, pod, client = map(packed, ADDRESSES[family])
-    key = structures.Tuple(source_port_be=40000, destination_port_be=80, protocol=6, direction=Direction.FROM_POD)
-    key.source[:], key.destination[:] = client, vip
-    to = structures.Tuple(source_port_be=40000, destination_port_be=8080, protocol=6, direction=Direction.TO_POD)
-    to.source[:], to.destination[:] = client, pod
-    value = structures.Flow(
-        to=to, backend_id=3, epoch=9, last_seen_seconds=1, service_id=7, created_seconds=0, state=1, flags=4
-    )
-    with generation.map("flows", family) as flows:
-        flows.update(bytes(key), bytes(value))
-        (record,) = read_flows(generation, family)
-        flows.delete(bytes(key))
-    assert record.tuple == FlowTuple(client, 40000, vip, 80, 6, Direction.FROM_POD)
-    assert record.to == FlowTuple(client, 40000, pod, 8080, 6, Direction.TO_POD)
-    assert (record.state, record.flags) == (FlowState.ESTABLISHED, FlowFlags.FIN_CLIENT)
-    assert (record.backend_id, record.epoch, record.service_id) == (3, 9, 7)
-    assert record.age_seconds == record.idle_seconds + 1
-
-
-def test_map_operations() -> None:
-    with Map.create("lab", HASH, 4, 8, 8) as map_:
-        assert map_.lookup(u32(1)) is None
-        map_.update(u32(1), bytes(8))
-        with pytest.raises(FileExistsError):
-            map_.update(u32(1), bytes(8), NO_EXIST)
-        assert map_.delete(u32(1))
-        assert not map_.delete(u32(1))
-        map_.update_batch(b"".join(map(u32, range(8))), bytes(64))
-        assert sorted(map_.keys()) == sorted(map(u32, range(8)))
-        with pytest.raises(MapFullError, match="lab is full"):
-            map_.update(u32(8), bytes(8))
-        with pytest.raises(ValueError, match="4 bytes"):
-            map_.lookup(b"x")
-        with pytest.raises(ValueError, match="8 bytes"):
-            map_.update(u32(1), b"x")
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        map_.lookup(u32(1))
-
-
-@pytest.mark.parametrize("type_", [HASH, LRU_HASH])
-@pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_batches_read_every_entry_once(type_: int, chunk: int) -> None:
-    with Map.create("lab", type_, 4, 4, 20000) as map_:
-        keys = b"".join(map(u32, range(500)))
-        map_.update_batch(keys, keys)
-        read = [entry for part in map_.chunks(chunk) for entry in zip(*(_split(data) for data in part), strict=True)]
-        assert sorted(read) == sorted((u32(i), u32(i)) for i in range(500))
-
-
-def test_every_kind_of_map_can_be_walked() -> None:
-    with Map.create("lab", ARRAY, 4, 4, 10) as array:
-        array.update(u32(3), u32(7))
-        assert dict(array.items()) == {u32(i): u32(7 if i == 3 else 0) for i in range(10)}
-    with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
-        assert list(lpm.items()) == []
-        lpm.update(u32(32) + b"abcd", u32(1))
-        assert list(lpm.items()) == [(u32(32) + b"abcd", u32(1))]
-    with Map.create("lab", PERCPU_ARRAY, 4, 4, 1) as percpu:
-        value = percpu.lookup(u32(0))
-        assert value is not None
-        assert len(value) % 8 == 0, "each CPU's value is padded"
-
-
-def test_maps_without_batches_are_walked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, *arguments: Any) -> int:
-        if name == "bpf_map_lookup_batch":
-            raise OSError(524, "as LPM before Linux 5.17")
-        return call(name, *arguments)
-
-    with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
-        lpm.update(u32(32) + b"abcd", u32(1))
-        lpm.update(u32(16) + b"ab\0\0", u32(2))
-        monkeypatch.setattr("kproxy_ebpf.linux.bpf.call", refuse)
-        assert dict(lpm.items()) == {u32(32) + b"abcd": u32(1), u32(16) + b"ab\0\0": u32(2)}
-        assert lpm.count() == 2
-
-
-def test_shapes_and_entries_comparable() -> None:
-    with Map.create("lab", HASH, 4, 8, 8) as map_:
-        info = map_.info
-    assert info.shape != replace(info, max_entries=9).shape
-    assert info.entry == replace(info, max_entries=9).entry
-    assert info.shape == replace(info, id=0).shape
-
-
-def _split(data: bytes) -> list[bytes]:
-    return [data[index : index + 4] for index in range(0, len(data), 4)]
