@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+from sockets import FORMS, datagrams_since
 from versions import other_version
 from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
 
@@ -40,6 +41,18 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 def port(protocol: Protocol) -> int:
     """The Service port of `protocol` in DEFAULT_PORTS."""
     return {Protocol.TCP: TCP_PORT, Protocol.UDP: UDP_PORT}[protocol]
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    """How the application writes addresses."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def attached_long_ago(world):
+    """As if the programs had been: for two minutes after that, datagrams of unconnected sockets are the link's."""
+    datagrams_since(world, 0)
 
 
 @pytest.fixture

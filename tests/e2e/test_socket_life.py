@@ -7,18 +7,7 @@ from contextlib import ExitStack, closing
 from ipaddress import ip_address
 
 import pytest
-from sockets import (
-    FORMS,
-    PORTS,
-    asked,
-    asked_by_datagram,
-    connected,
-    datagrams_since,
-    server_of,
-    socket_of,
-    stored,
-    vip_of,
-)
+from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, server_of, socket_of, stored, vip_of
 from worlds import UDP_PORT, in_worlds
 
 from kproxy_ebpf.contract.layouts import BackendState
@@ -30,19 +19,7 @@ from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = in_worlds("hybrid")
-
-
-@pytest.fixture(params=FORMS)
-def form(request):
-    """How the application writes addresses."""
-    return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def attached_long_ago(world):
-    """Else datagrams of unconnected sockets would be the link's for two minutes."""
-    datagrams_since(world, 0)
+pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
 
 
 def terminating(pod):

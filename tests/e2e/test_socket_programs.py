@@ -10,12 +10,12 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from sockets import counted, datagrams_since
+from sockets import counted
 from worlds import in_worlds
 
 from kproxy_ebpf.lab.wait import until
 
-pytestmark = in_worlds("hybrid")
+pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
 
 HTTP = {"http": (80, "TCP", 8000)}
 DNS = {"dns": (53, "UDP", 5300), "dns-tcp": (53, "TCP", 5300)}
@@ -132,12 +132,6 @@ def resolver(world, family, tmp_path):
         conf.write_text(f"nameserver {vip}\noptions timeout:1 attempts:1\n")
         yield ["unshare", "--mount", "sh", "-c", f'mount --bind {conf} /etc/resolv.conf && exec "$@"', "sh"], vip
         service.remove()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def attached_long_ago(world):
-    """Else datagrams of unconnected sockets would be the link's for two minutes."""
-    datagrams_since(world, 0)
 
 
 def bracketed(address):
