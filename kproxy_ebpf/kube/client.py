@@ -107,9 +107,9 @@ class Client:
             credentials = await self._load()
             self._files = credentials.files
             self._seen = _signature(self._files)
-            await self._adopt(credentials.configuration)
+            await self._use(credentials.configuration)
 
-    async def _adopt(self, configuration: Any) -> None:
+    async def _use(self, configuration: Any) -> None:
         token = configuration.api_key.get("BearerToken")
         if token:  # files end in a newline, which no header may hold
             configuration.api_key["BearerToken"] = token.strip()
@@ -129,7 +129,7 @@ class Client:
 
 
 def _endpoint_of(configuration: Any) -> tuple[object, ...]:
-    """What makes two connections differ, besides the token."""
+    """All that makes a new connection necessary: everything but the token."""
     files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
     return (
         configuration.host,

@@ -1,4 +1,4 @@
-"""Files of YAML and JSON, read to objects that know where they stand. No watching here: kube/manifests.py does that."""
+"""Reads files of YAML and JSON into documents that know their place. kube/manifests.py watches the folder."""
 
 from __future__ import annotations
 

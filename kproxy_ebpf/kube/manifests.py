@@ -1,8 +1,9 @@
 """A folder of manifests as the source: Services, EndpointSlices and Nodes in YAML or JSON files, watched.
 
-The same rules as for the API's objects, and the same events. A file that can't be read as YAML keeps the objects that
-it had, and is refused; a single bad object counts as absent. When two files define one object, the first by name wins.
-inotify says when to look; what has changed is told by comparing, so no event can be missed for long.
+Objects follow the same rules as those of the API, and give the same events. A file that can't be read as YAML keeps
+the objects that it had, and is refused; a single bad object counts as its kind says. When two files define one object,
+the first by name wins. inotify only says when to rescan: the changes come from comparing with what was read before, so
+a lost notification does no lasting harm.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kproxy_ebpf.kube.kinds.common import DEFAULT_NAMESPACE, ApiKind, Scope
 from kproxy_ebpf.model.services import Node
 from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Synced, Unreadable, Upserted
 
-SETTLE_SECONDS = 0.05  # a file written less than this ago may be half written: look again
+QUIET_SECONDS = 0.05  # a file written less than this ago may be half written: look again
 RESCAN_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class ManifestSource:
         if not await asyncio.to_thread(self._folder.is_dir):
             raise ClusterError(f"{self._folder} is not a folder: give --manifests the folder that holds the manifests")
         try:
-            await self._look(emit, settle=0)
+            await self._rescan(emit, quiet_seconds=0)
         except OSError as error:
             raise ClusterError(f"{self._folder} can't be read ({error.strerror}): check the folder's rights") from error
         emit([Synced(kind) for kind in KINDS])
@@ -70,8 +71,8 @@ class ManifestSource:
                 await asyncio.sleep(RESCAN_SECONDS)
 
     async def _follow(self, emit: Callable[[Sequence[Event]], None]) -> None:
-        """Look whenever something happens, and now and then: a folder put in the place of this one is not watched."""
-        await self._look(emit)
+        """Rescan whenever something happens, and now and then: a folder put in this one's place is not watched."""
+        await self._rescan(emit)
         async for _ in awatch(
             self._folder,
             watch_filter=None,  # a ConfigMap's files change by a renamed symlink called ..data
@@ -81,21 +82,21 @@ class ManifestSource:
             rust_timeout=int(RESCAN_SECONDS * 1000),
             yield_on_timeout=True,
         ):
-            await self._look(emit)
+            await self._rescan(emit)
 
-    async def _look(self, emit: Callable[[Sequence[Event]], None], settle: float = SETTLE_SECONDS) -> None:
-        """Read what has changed and tell the difference."""
-        settled = False
-        while not settled:
-            self._files, settled = await asyncio.to_thread(scan, self._folder, self._files, settle)
+    async def _rescan(self, emit: Callable[[Sequence[Event]], None], quiet_seconds: float = QUIET_SECONDS) -> None:
+        """Read the files that have changed, and emit the difference."""
+        quiet = False
+        while not quiet:
+            self._files, quiet = await asyncio.to_thread(scan, self._folder, self._files, quiet_seconds)
             wanted = self._events()
             removed = [Removed(event.ref) for key, event in self._told.items() if key not in wanted]
             changed = [event for key, event in wanted.items() if self._told.get(key) != event]
             self._told = wanted
             if removed or changed:
                 emit([*removed, *changed])
-            if not settled:
-                await asyncio.sleep(settle)
+            if not quiet:
+                await asyncio.sleep(quiet_seconds)
         self.connected, self.last_error = True, ""
 
     def _trouble(self, text: str) -> None:
@@ -123,7 +124,9 @@ class ManifestSource:
                     yield event
 
     def _event(self, document: Document, owners: dict[Key, str]) -> Upserted | Refused | None:
-        """What one document says; None for kinds and objects that don't count. `owners`: who defined what so far."""
+        """What one document says; None for kinds and objects that don't count. `owners` names the document that defines
+        each object, of those read so far.
+        """
         place = ObjectRef(Kind.FILE, "", document.place)
         try:
             ref = _ref(document)
@@ -150,12 +153,12 @@ class ManifestSource:
         return kind.parse(content, self._scope)
 
 
-def scan(folder: Path, known: Mapping[str, ReadFile], settle: float) -> tuple[dict[str, ReadFile], bool]:
-    """The files of `folder` by name, those unchanged since `known` taken from it, and whether all are settled: one
-    written less than `settle` seconds ago is left as it was. Raises OSError when the folder can't be listed.
+def scan(folder: Path, known: Mapping[str, ReadFile], quiet_seconds: float) -> tuple[dict[str, ReadFile], bool]:
+    """The files of `folder` by name, those unchanged since `known` taken from it, and whether all are quiet: one
+    written less than `quiet_seconds` ago is left as it was. Raises OSError when the folder can't be listed.
     """
     files: dict[str, ReadFile] = {}
-    settled = True
+    quiet = True
     for path in folder.iterdir():
         if path.suffix not in SUFFIXES or path.name.startswith("."):
             continue
@@ -168,8 +171,8 @@ def scan(folder: Path, known: Mapping[str, ReadFile], settle: float) -> tuple[di
                 continue
             if signature == previous.signature:
                 files[path.name] = previous
-            elif 0 <= time.time() - status.st_mtime < settle:
-                settled = False
+            elif 0 <= time.time() - status.st_mtime < quiet_seconds:
+                quiet = False
                 if previous.signature:
                     files[path.name] = previous
             else:
@@ -178,11 +181,11 @@ def scan(folder: Path, known: Mapping[str, ReadFile], settle: float) -> tuple[di
             continue
         except (UnreadableFileError, OSError) as error:
             files[path.name] = ReadFile(signature, previous.documents, f"{error} (what it held before stays in force)")
-    return files, settled
+    return files, quiet
 
 
 def _ref(document: Document) -> ObjectRef | None:
-    """Who the document speaks of; None when it is of no kind that counts. Raises Refusal when nobody can tell."""
+    """The object that the document describes, None if its kind does not count. Raises Refusal if it has no name."""
     content = document.content
     if not isinstance(content, dict):
         raise Refusal("not an object: a manifest has apiVersion, kind and metadata")

@@ -20,7 +20,7 @@ import structlog
 
 from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube.kinds import KINDS
-from kproxy_ebpf.kube.response import ApiError, raise_for_status
+from kproxy_ebpf.kube.response import StatusError, raise_for_status
 from kproxy_ebpf.model.snapshot import Kind
 
 REPORTER = "kproxy-ebpf"
@@ -134,7 +134,7 @@ class EventRecorder:
                 else:
                     await self._post(about, reason, note, series)
                     series.posted = True
-        except (aiohttp.ClientError, OSError, ApiError, ClusterError) as error:
+        except (aiohttp.ClientError, OSError, StatusError, ClusterError) as error:
             self.dropped += 1
             log.info("an Event could not be posted", about=f"{about.kind} {about.name}", error=str(error))
 

@@ -1,9 +1,9 @@
 """List and watch of one resource: every change of it, for ever, whatever happens to the API server.
 
-State of the art as in client-go's reflector: one watch that streams the initial state (WatchList, Kubernetes 1.34 and
-later) where the server has it, a paged list otherwise; then watches, each taken up where the last one ended. A 410
-(as status or as ERROR event) starts over. Whatever vanished while nobody watched is reported as gone at the end of a
-new initial state. Until then, and while the server is away, what was known stays known.
+It works as client-go's reflector does: one watch streams the initial state (WatchList, Kubernetes 1.34 and later) where
+the server has that, else a paged list gives it; then each watch resumes where the last one ended. A 410 (as status or
+as ERROR event) starts over. Objects that vanished while nobody watched are reported as gone at the end of the next
+initial state. Until then, and while the server is away, known objects stay known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import aiohttp
 import structlog
 
 from kproxy_ebpf.errors import ClusterError
-from kproxy_ebpf.kube.response import ApiError, notice_dead_peer, raise_for_status
+from kproxy_ebpf.kube.response import StatusError, notice_dead_peer, raise_for_status
 from kproxy_ebpf.kube.stream import (
     Bookmark,
     BrokenStreamError,
@@ -73,7 +73,7 @@ class NotStreamedError(Exception):
     """The server has no WatchList."""
 
 
-RETRIED = (aiohttp.ClientError, OSError, TimeoutError, BrokenStreamError, ApiError, ClusterError)
+RETRIED = (aiohttp.ClientError, OSError, TimeoutError, BrokenStreamError, StatusError, ClusterError)
 
 
 class Reflector(Generic[T]):
@@ -132,12 +132,12 @@ class Reflector(Generic[T]):
         """Exponential, full jitter: a thousand nodes must not come back at once."""
         self.connected = False
         self.last_error = str(error) or type(error).__name__
-        if isinstance(error, ApiError) and error.too_old:
+        if isinstance(error, StatusError) and error.too_old:
             self._version, self._streaming = "", True  # the server may have been upgraded: ask for WatchList again
             self._log.info("what was watched is too old: starting over", error=self.last_error)
         else:
             self._warn(self.last_error)
-        if self.optional and not self.synced and isinstance(error, ApiError) and error.code in FORBIDDEN:
+        if self.optional and not self.synced and isinstance(error, StatusError) and error.code in FORBIDDEN:
             self._complete(set())
         ceiling = min(self._timing.backoff_cap, self._timing.backoff_base * 2 ** min(self._failures, 16))
         self._failures += 1
@@ -166,7 +166,7 @@ class Reflector(Generic[T]):
         while True:
             try:
                 page = await self._page(limit, more)
-            except ApiError as error:
+            except StatusError as error:
                 if error.code != HTTPStatus.GONE or not more:
                     raise
                 limit, more = 0, ""
@@ -196,9 +196,9 @@ class Reflector(Generic[T]):
     # --- watches
 
     async def _watch_from_start(self) -> None:
-        """A watch that begins with the state as it is, told by a bookmark where that ends, and goes on.
+        """A watch that begins with the initial state, whose end a bookmark marks, and goes on with changes.
 
-        Raises NotStreamedError when the server tells no end: one that knows no WatchList ignores our wish for it.
+        Raises NotStreamedError when no bookmark comes: a server without WatchList ignores the parameters.
         """
         present: set[tuple[str, str]] = set()
 
@@ -250,15 +250,15 @@ class Reflector(Generic[T]):
                     if changes or isinstance(mark, Bookmark):
                         on_batch(changes, mark if isinstance(mark, Bookmark) else None)
                     if isinstance(mark, Failure):
-                        raise ApiError(mark.code, mark.message)
+                        raise StatusError(mark.code, mark.message)
         finally:
             response.close()
         if not delivered and self._clock() - started < self._timing.healthy:
             raise BrokenStreamError("a watch ended as soon as it began")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The next piece, b"" at the end. Silence for too long ends a watch too: quiet and dead look alike, and the
-        next request tells them apart.
+        """The next piece, b"" at the end. Silence for too long ends a watch, too: a quiet server and a dead one look
+        alike, and the next request tells them apart.
         """
         seconds = self._timing.idle if self._version else self._timing.initial_idle
         try:
@@ -283,7 +283,7 @@ class Reflector(Generic[T]):
     # --- what is known
 
     def _apply(self, changes: list[Change[T]]) -> None:
-        """Emit what matters: an object that never counted need not be reported as gone."""
+        """Emit the changes; an object that never counted is not reported as gone."""
         told = []
         for change in changes:
             key = (change.namespace, change.name)
@@ -298,7 +298,7 @@ class Reflector(Generic[T]):
             self._emit(told, False)
 
     def _complete(self, present: set[tuple[str, str]]) -> None:
-        """The state is complete: what is known and not `present` vanished while nobody watched."""
+        """The state is complete: known objects that are not `present` vanished while nobody watched."""
         gone: list[Change[T]] = [Change(*key, "", "", None) for key in sorted(self._known - present)]
         self._known &= present
         self.synced = True

@@ -1,4 +1,4 @@
-"""The API server's answers: their errors, and whether somebody is still there."""
+"""The API server's answers: errors as exceptions, and connections that notice a dead peer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kproxy_ebpf.kube.wire import one_line
 MAX_STATUS_BYTES = 64 << 10
 
 
-class ApiError(Exception):
+class StatusError(Exception):
     """The server refused: an HTTP status or an ERROR event."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -24,10 +24,10 @@ class ApiError(Exception):
 
 
 async def raise_for_status(response: aiohttp.ClientResponse) -> None:
-    """Raises ApiError, with the words of the server, unless the status is a success."""
+    """Raises StatusError, with the words of the server, unless the status is a success."""
     if not response.ok:
         body = await response.content.read(MAX_STATUS_BYTES)
-        raise ApiError(response.status, _message_of(body) or str(response.reason))
+        raise StatusError(response.status, _message_of(body) or str(response.reason))
 
 
 def notice_dead_peer(response: aiohttp.ClientResponse) -> None:

@@ -1,4 +1,4 @@
-"""Where the cluster's state comes from: the API server here, a folder in kube/manifests.py. Same events from both."""
+"""What a source of the cluster's state offers, and the API server as one. The other is in kube/manifests.py."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ClusterSource(Protocol):
 
     @property
     def connected(self) -> bool:
-        """Whether the newest state can be seen at this moment."""
+        """True while the newest state can be seen."""
 
     @property
     def last_error(self) -> str:
-        """Why it can't, for people; "" while it can."""
+        """Why the newest state can't be seen, for people; "" while it can."""
 
     async def run(self, emit: Callable[[Sequence[Event]], None]) -> None: ...
 

@@ -1,7 +1,7 @@
 """What the API server sends, decoded: watch lines and list pages to changes of objects. No I/O.
 
-The fast path validates the bytes straight into the shape of the resource. Whatever does not fit takes the slow path,
-which reads the JSON loosely: to tell bookmarks and errors, and to name the one object that must be refused.
+The fast path validates the bytes straight into the shape of the resource. Lines that do not fit take the slow path. It
+reads the JSON loosely, to recognise bookmarks and errors, and to name the one object that must be refused.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Resource(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[T]):
-    """The newest of one object: itself, or why it was refused, or None when it is gone or not one that counts."""
+    """The newest state of one object. `object` is the object itself, or the Refusal that says why it can't be read, or
+    None when it is gone or does not count.
+    """
 
     namespace: str
     name: str
@@ -63,7 +65,7 @@ class Change(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Everything up to `version` has been sent. `initial_end`: and the initial state is complete."""
+    """All changes up to `version` have been sent. `initial_end`: the initial state is complete, too."""
 
     version: str
     initial_end: bool
@@ -150,7 +152,7 @@ def decode_page(resource: Resource[T], body: bytes) -> DecodedPage[T]:
 
 
 def _converted(resource: Resource[T], obj: Any) -> Change[T]:
-    """Of an object whose shape has been checked."""
+    """The change for an object whose shape has been checked."""
     metadata = obj["metadata"]
     result: T | Refusal | None
     try:
@@ -194,7 +196,7 @@ def _decode_loosely(resource: Resource[T], line: bytes) -> Change[T] | Bookmark 
 
 
 def _named(obj: Any, result: Refusal | None) -> Change[Any]:
-    """A change of an object of which nothing is certain. Raises BrokenStreamError when it has no name."""
+    """The change for an object whose shape does not fit. Raises BrokenStreamError when it has no name."""
     metadata = _dict(obj, "metadata")
     texts = [value if isinstance(value := metadata.get(key), str) else "" for key in _NAMING]
     namespace, name, uid, version = texts

@@ -1,4 +1,4 @@
-"""What the service tables hold, as the planner thinks of it. datapath/contract.py gives these their bytes.
+"""What the service tables hold, as the planner thinks of it. datapath/maps/packing.py gives them their bytes.
 
 Everything here is of one address family; each family has its own tables.
 """
@@ -46,8 +46,8 @@ class SourceRangeKey(NamedTuple):
 
 @dataclass(slots=True)
 class TableWrites:
-    """Writes that bring the tables of one family to a new state, applied in the order of the fields: what is pointed
-    at is written before what points at it, and taken back after it.
+    """Writes that bring the tables of one family to a new state, applied in the order of the fields: an entry
+    is written before the entries that point at it, and taken back after them.
     """
 
     backends: dict[int, Backend] = field(default_factory=dict)

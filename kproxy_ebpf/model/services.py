@@ -1,7 +1,7 @@
 """Services and EndpointSlices, reduced to what a proxy needs.
 
 Addresses are packed bytes in network byte order (4 for IPv4, 16 for IPv6); ports are plain integers. Objects that
-a proxy must skip (headless, ExternalName, another proxy's) never become a `Service`: kube/parse.py drops them.
+a proxy must skip (headless, ExternalName, another proxy's) never become a `Service`: kube/kinds/ drops them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cluster as watched, and the events that change it.
 
-A source (kube/) yields events; `Snapshot.apply` folds one in and returns the Services whose plan it may change.
-Level-triggered: an event carries the whole object, so a lost or repeated one does no harm once a later one arrives.
+A source (kube/) yields events; `Snapshot.apply` folds one in and returns the Services whose plan it may change. An
+event carries the whole object, so a lost or repeated event does no harm once a later one arrives.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName
 
 
 class Kind(StrEnum):
-    """The kinds a source watches, as the API names them. FILE is only ever refused or removed, never synced: a
-    manifest that can't be read, so that nobody knows what is in it.
+    """The kinds a source watches, as the API names them. FILE stands for a manifest whose objects nobody can name: it
+    is only ever refused or removed, never synced.
     """
 
     SERVICE = "Service"

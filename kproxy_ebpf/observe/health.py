@@ -1,8 +1,8 @@
-"""What /healthz and /livez say, by kube-proxy's rules.
+"""What /healthz and /livez answer, by kube-proxy's rules.
 
 Pure state with injected clocks. Healthy while starting up and while every queued change is younger than the limit;
-`error` marks what kube-proxy has no word for (a datapath that is missing, a first sync that failed); `problem` marks
-what an operator should see but traffic survives (a bad setting, a full table, refused objects).
+`error` marks trouble that kube-proxy has no word for (a datapath that is missing, a first sync that failed); `problem`
+marks trouble that an operator should see and traffic survives (a bad setting, a full table, refused objects).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Health:
         self._last_updated = self.now()
 
     def error(self, topic: str, sentence: str | None) -> None:
-        """Set what makes the daemon unhealthy about `topic`; None clears it."""
+        """Say why the daemon is unhealthy, by topic; None clears it."""
         _put(self.errors, topic, sentence)
 
     def problem(self, topic: str, sentence: str | None) -> None:
-        """Set what is worth a look about `topic` and leaves the daemon healthy; None clears it."""
+        """Say what an operator should see although the daemon is healthy, by topic; None clears it."""
         _put(self.problems, topic, sentence)
 
     @property

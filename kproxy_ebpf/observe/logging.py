@@ -21,7 +21,7 @@ _ours = logging.getLogger("kproxy_ebpf")
 def set_level(name: str) -> None:
     """Let through records of level `name` (a key of LEVELS) and above, from now on.
 
-    Of libraries, which tell what only their makers want to know, warnings at least.
+    Libraries log details for their makers: of theirs only warnings and errors pass.
     """
     _ours.setLevel(LEVELS[name])
     logging.getLogger().setLevel(max(LEVELS[name], logging.WARNING))

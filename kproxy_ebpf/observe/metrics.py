@@ -1,6 +1,6 @@
 """The daemon's metrics: kube-proxy's names where the meaning is the same, so that its dashboards work; else our prefix.
 
-What the programs count is read from the maps when Prometheus asks (`DatapathCollector`), everything else is kept here.
+The programs' counters are read from the maps when Prometheus asks (`DatapathCollector`); all others are kept here.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def _explaining(explain: Explain) -> Any:
 
 
 def is_from_here(peer: str = "", own: str = "") -> bool:
-    """Whether a connection comes from this machine: over loopback, or with one address at both ends. Metrics are often
-    served to all the cluster, which needs not know what else the cluster holds.
+    """True if a connection comes from this machine: over loopback, or with one address at both ends. Metrics are often
+    served to the whole cluster, and not everybody who reads them may know every Service.
     """
     try:
         return ip_address(peer).is_loopback or peer == own

@@ -54,7 +54,7 @@ def read_status(bpffs: Path) -> dict[str, Any]:
 
 
 def is_running(bpffs: Path) -> bool:
-    """Whether a daemon holds the node's lock now."""
+    """True while a daemon holds the node's lock."""
     try:
         descriptor = os.open(bpffs / "kproxy-ebpf", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

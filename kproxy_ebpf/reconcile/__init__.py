@@ -1,1 +1,1 @@
-"""Level-triggered reconciliation: what is dirty is planned again and written."""
+"""Level-triggered reconciliation: a queue of what is dirty, and one reconciler for each part of the tables."""

@@ -79,7 +79,7 @@ class DirtyQueue(Generic[Name]):
             self._dirty.setdefault(name, now)
 
     def wake(self) -> None:
-        """Have a look at what is dirty, and whether the worker is ready."""
+        """Names were marked, or the worker may have become ready."""
         self._wake.set()
 
     def retry_later(self) -> None:

@@ -1,9 +1,8 @@
 """Brings the tables to what the cluster says: events mark Services dirty, dirty Services are planned and written.
 
-Level-triggered: a mark says only that a Service is to be planned anew from the snapshot, so any number of events about
-it cost one plan. Nothing is written before every kind has synced once. A failed write is repeated with back-off; what
-was staged for it stays staged in `Tables`, and later changes join it. A full table stops the Services that do not fit,
-and no others.
+reconcile/queue.py says which Service is next, and when. Nothing is written before every kind has synced once. A failed
+write is repeated with back-off: its entries stay staged in `Tables`, and later changes join them. A full table stops
+the Services that do not fit, and no others.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Observer:
     """Told what happens, for logs, metrics and health. This one ignores it."""
 
     def queued(self) -> None:
-        """Some Service is dirty, and nothing but us keeps it so: every kind has synced."""
+        """Some Service is dirty, and every kind has synced: only the reconciler's own work is missing."""
 
     def synced(self, sync: Sync) -> None:
         """A batch is in the maps."""
@@ -59,15 +58,15 @@ class Observer:
         """The maps refused a batch; it will be repeated."""
 
     def table_full(self, name: ServiceName, error: MapFullError) -> None:
-        """A Service does not fit; what it has in the maps stays, and it will be tried again."""
+        """A Service does not fit; its entries in the maps stay, and it will be planned again."""
 
     def plan_failed(self, name: ServiceName, error: Exception) -> None:
-        """A Service can't be planned, which is a bug; what it has in the maps stays."""
+        """A Service can't be planned, which is a bug; its entries in the maps stay."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """What was planned and is not known to be in the maps of every family."""
+    """The Services planned since all families' maps last held everything."""
 
     services: int = 0
     seconds: float = 0.0

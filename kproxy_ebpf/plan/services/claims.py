@@ -1,4 +1,4 @@
-"""Two Services that claim one frontend: the older has it, the other waits and takes over when it is given up."""
+"""Two Services that claim one frontend: the older has it, the younger waits until it is given up."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Claims:
             self._waiting.setdefault(key, set()).add(name)
 
     def given_up(self, keys: Iterable[FrontendKey]) -> None:
-        """The keys' holder let them go, or is no longer as old as it was."""
+        """The holder gave `keys` up, or is younger than it was: the Services that wait for them may win them."""
         if self._waiting:
             for key in keys:
                 self._disturbed |= self._waiting.get(key, set())

@@ -1,6 +1,6 @@
 """The plan of one Service: each frontend that a pod may address, and the set of endpoints it leads to.
 
-A pure function of the Service, its slices and this node. ids, ranges and what is already in the maps are tables.py's.
+A pure function of the Service, its slices and this node. plan/tables/ adds ids and slot ranges.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ GROWTH = 1024
 """Rows that the columns grow ahead of need."""
 
 
-class Backends:
+class BackendColumns:
     """The rows of the table `backends`, by id: a column for each field."""
 
     def __init__(self, address_bytes: int) -> None:
@@ -72,7 +72,7 @@ class Backends:
                 column.frombytes(bytes(missing * column.itemsize))
 
 
-class Slots:
+class SlotColumn:
     """The table `slots`: backend ids by position."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """The part of a Service port that lies behind its frontends: backends, slot ranges and source ranges.
 
 Life of a backend: USABLE while a set holds it, KEEP while it is an endpoint that no set holds, then LEFT or GONE, and
-its id is released. The row stays as it is until the id is another's (epoch + 1): one that had LEFT and is back before
-that goes on under its id and epoch; one that was GONE gets a fresh id, since its flows have been reset.
+its id is released. The row stays as it is until another backend gets the id (epoch + 1). A backend that had LEFT and
+returns before that keeps its id and epoch. A backend that was GONE gets a fresh id, since its flows have been reset.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from kproxy_ebpf.plan.services.endpoints import Target
 from kproxy_ebpf.plan.services.maglev import lookup_table, table_size
 from kproxy_ebpf.plan.services.plan import PortPlan
 from kproxy_ebpf.plan.tables.allocate import Clock, IdPool, RangeAllocator
-from kproxy_ebpf.plan.tables.columns import Backends, Slots
+from kproxy_ebpf.plan.tables.columns import BackendColumns, SlotColumn
 from kproxy_ebpf.plan.tables.records import LIVE, Leftover, PortRecord, Range
-from kproxy_ebpf.plan.tables.staged_writes import Loan, Stage
+from kproxy_ebpf.plan.tables.staged_writes import Reservation, StagedWrites
 
 BACKEND_REST_SECONDS = 120.0
 
@@ -28,7 +28,7 @@ _USABLE = int(BackendState.USABLE)
 
 
 class PortChange(NamedTuple):
-    """What a port needs: taken from the pools, but not staged yet."""
+    """The ids and ranges that a port needs: taken from the pools, but not staged yet."""
 
     port: PortPlan
     old: PortRecord | None
@@ -47,16 +47,17 @@ class PortChange(NamedTuple):
 class Ports:
     """Backends, slots and source ranges of one family.
 
-    A service id is never used twice, so that a row that has left can't be taken for another Service's after a restart.
+    A service id is never used twice: after a restart the row of a backend that has left must not pass for the row of
+    another Service.
     """
 
-    def __init__(self, family: int, backends: int, slots: int, clock: Clock, stage: Stage) -> None:
+    def __init__(self, family: int, backends: int, slots: int, clock: Clock, staged: StagedWrites) -> None:
         self.backend_ids = IdPool(f"backends_v{family}", backends, clock, BACKEND_REST_SECONDS)
         self.ranges = RangeAllocator(f"slots_v{family}", slots, clock)
         self.source_range_count = 0
-        self._backends = Backends(4 if family == 4 else 16)
-        self._slots = Slots()
-        self._stage = stage
+        self._backends = BackendColumns(4 if family == 4 else 16)
+        self._slots = SlotColumn()
+        self._staged = staged
         self._service_ids = count(1)
 
     def adopt(self, contents: TableContents, leftovers: dict[int, Leftover]) -> None:
@@ -74,18 +75,20 @@ class Ports:
         self._service_ids = count(max(seen.union(leftovers), default=0) + 1)
         self.ranges.adopt(range_ for leftover in leftovers.values() for range_ in leftover.ranges)
 
-    def loan(self) -> Loan:
+    def reserve(self) -> Reservation:
         """Take from these pools for one Service."""
-        return Loan(self.backend_ids, self.ranges, self._stage)
+        return Reservation(self.backend_ids, self.ranges, self._staged)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """What is staged is in the maps."""
-        self._stage.settle(self.backend_ids, self.ranges)
+        self._staged.commit(self.backend_ids, self.ranges)
 
-    def prepare(self, old: PortRecord | None, port: PortPlan, lost: set[FrontendKey], loan: Loan) -> PortChange:
+    def prepare(
+        self, old: PortRecord | None, port: PortPlan, lost: set[FrontendKey], reservation: Reservation
+    ) -> PortChange:
         """Take what the port needs; `lost` frontends are another Service's. Raises MapFullError."""
         service_id = old.service_id if old is not None else next(self._service_ids)
-        remembered, left = self._remembered(old, port, loan) if old is not None else ({}, [])
+        remembered, left = self._remembered(old, port, reservation) if old is not None else ({}, [])
         usable: dict[Target, int] = {}
         ranges: dict[tuple[Target, ...], Range] = {}
         new_slots: dict[int, list[int]] = {}
@@ -95,13 +98,13 @@ class Ports:
             for target in targets:
                 if target not in usable:
                     number = remembered.get(target)
-                    usable[target] = loan.backend_id() if number is None else number
+                    usable[target] = reservation.backend_id() if number is None else number
             ids = [usable[target] for target in targets]
             maglev = bool(flags & FrontendFlags.MAGLEV)
             length = table_size(len(ids)) if maglev else len(ids)
             range_ = self._range_of(ids, length, old)
             if range_ is None:
-                range_ = (loan.range(length), length)
+                range_ = (reservation.range(length), length)
                 new_slots[range_[0]] = [ids[index] for index in lookup_table(targets)] if maglev else ids
             ranges[targets] = range_
         keys = (SourceRangeKey(service_id, entry.network, entry.prefix_bits) for entry in port.source_ranges)
@@ -117,11 +120,11 @@ class Ports:
                 kept.add(number)
         for base, ids in change.new_slots.items():
             self._slots.write(base, ids)
-            self._stage.slots(base, ids)
+            self._staged.slots(base, ids)
         ranges = tuple(dict.fromkeys(change.ranges.values()))
         for range_ in change.old.ranges if change.old is not None else ():
             if range_ not in ranges:
-                self._stage.release_range(*range_)
+                self._staged.release_range(*range_)
         self._replace_source_ranges(change.old.source_ranges if change.old else frozenset(), change.source_ranges)
         return PortRecord(change.service_id, array("I", sorted(kept)), ranges, change.source_ranges)
 
@@ -131,13 +134,15 @@ class Ports:
             state, flags = self._backends.condition(number)
             if state in LIVE:
                 self._set_condition(number, BackendState.LEFT, flags)
-                self._stage.release_backend(number)
+                self._staged.release_backend(number)
         for range_ in record.ranges:
-            self._stage.release_range(*range_)
+            self._staged.release_range(*range_)
         self._replace_source_ranges(record.source_ranges, frozenset())
 
-    def _remembered(self, old: PortRecord, port: PortPlan, loan: Loan) -> tuple[dict[Target, int], list[int]]:
-        """The port's rows, with those that had left and are back; and those that have left and may yet return."""
+    def _remembered(
+        self, old: PortRecord, port: PortPlan, reservation: Reservation
+    ) -> tuple[dict[Target, int], list[int]]:
+        """The port's rows, with backends that had left and are back; and the rows of backends that may yet return."""
         rows = self._backends.remembered(old.backends, old.service_id)
         left = []
         for target, number in list(rows.items()):
@@ -145,7 +150,7 @@ class Ports:
                 if target not in port.known:
                     left.append(number)
                     del rows[target]
-                elif not loan.reclaim_backend(number):
+                elif not reservation.reclaim_backend(number):
                     del rows[target]
         return rows, left
 
@@ -168,25 +173,25 @@ class Ports:
             epoch = self._backends[number].epoch
         backend = Backend(*target, _USABLE, flags, epoch, change.service_id)
         self._backends[number] = backend
-        self._stage.backend(number, backend)
+        self._staged.backend(number, backend)
 
     def _retire(self, number: int, known_flags: int | None) -> bool:
-        """A row that no set holds: an endpoint still (its flags are known), or gone. Returns whether it may return."""
+        """Take a row out of use that no set holds; an endpoint's flags are known. True if the row may be used again."""
         if known_flags is not None:
             self._set_condition(number, BackendState.KEEP, known_flags)
             return True
         _, flags = self._backends.condition(number)
         left = bool(flags & BackendFlags.READY)
         self._set_condition(number, BackendState.LEFT if left else BackendState.GONE, flags)
-        self._stage.release_backend(number)
+        self._staged.release_backend(number)
         return left
 
     def _set_condition(self, number: int, state: int, flags: int) -> None:
         if self._backends.condition(number) != (state, flags):
             self._backends.set_condition(number, state, flags)
-            self._stage.condition(number, int(state), flags)
+            self._staged.condition(number, int(state), flags)
 
     def _replace_source_ranges(self, old: frozenset[SourceRangeKey], new: frozenset[SourceRangeKey]) -> None:
         if old != new:
-            self._stage.source_ranges(new - old, old - new)
+            self._staged.source_ranges(new - old, old - new)
             self.source_range_count += len(new) - len(old)

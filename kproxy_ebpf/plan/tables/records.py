@@ -1,4 +1,4 @@
-"""Who has what in the maps: the records that tables.py keeps of Services, and of what a restart found."""
+"""Who owns what in the maps: the records that Tables keeps of Services, and of entries that a restart found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Range = tuple[int, int]
 
 @dataclass(slots=True)
 class PortRecord:
-    """What a Service port has. `backends` may name rows that are another's by now: Backends.remembered tells."""
+    """What a Service port owns. Some ids in `backends` may belong to others by now: BackendColumns.remembered tells."""
 
     service_id: int
     backends: Sequence[int] = ()
@@ -29,7 +29,7 @@ class PortRecord:
 
 @dataclass(slots=True)
 class ServiceRecord:
-    """What a Service has. `keys` may name a frontend that an older Service has taken over."""
+    """What a Service owns. `keys` may name a frontend that an older Service has taken over."""
 
     created: str = ""
     ports: dict[tuple[str, Protocol], PortRecord] = field(default_factory=dict)

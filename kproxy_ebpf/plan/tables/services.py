@@ -1,10 +1,10 @@
-"""The mirror of what one family's maps hold, and the smallest ordered writes that bring it to a plan.
+"""A copy of what one family's maps hold, and the smallest ordered writes that bring the maps to a plan.
 
-Fresh slots are written first, then the frontends that point at them, each in one write; what nothing points at any
-longer is taken back last, and rests before it is used again.
+Fresh slots are written first, then the frontends that point at them, each in one write. Entries that nothing points at
+any longer are taken back last, and rest before they are used again.
 
-`replace` stages, `writes` are what is staged, `commit` says that they are in the maps. After a failed write nothing is
-to be done: what is staged stays so, every write may be repeated, and nothing is reused before a commit.
+`replace` stages writes, `writes` has those that are staged, `commit` says that they are in the maps. A failed write
+needs no undoing: what is staged stays staged, every write may be repeated, and nothing is reused before a commit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kproxy_ebpf.plan.services.plan import PortPlan, ServicePlan
 from kproxy_ebpf.plan.tables.allocate import Clock
 from kproxy_ebpf.plan.tables.ports import PortChange, Ports
 from kproxy_ebpf.plan.tables.records import Leftover, ServiceRecord, leftovers
-from kproxy_ebpf.plan.tables.staged_writes import Stage
+from kproxy_ebpf.plan.tables.staged_writes import StagedWrites
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Tables:
     def __init__(self, family: int, capacities: Capacities, clock: Clock) -> None:
         self.family = family
         self.capacities = capacities
-        self._stage = Stage()
-        self._ports = Ports(family, capacities.backends, capacities.slots, clock, self._stage)
+        self._staged = StagedWrites()
+        self._ports = Ports(family, capacities.backends, capacities.slots, clock, self._staged)
         self._frontends: dict[FrontendKey, Frontend] = {}
         self._dropping: set[FrontendKey] = set()
         self._records: dict[ServiceName, ServiceRecord] = {}
@@ -53,11 +53,11 @@ class Tables:
     @property
     def writes(self) -> TableWrites:
         """What is staged."""
-        return self._stage.writes
+        return self._staged.writes
 
     def commit(self) -> None:
         """All of `writes` is in the maps."""
-        self._ports.settle()
+        self._ports.commit()
 
     def take_disturbed(self) -> set[ServiceName]:
         """Services that lost or may win a frontend through another one's change: they are to be planned again."""
@@ -127,12 +127,12 @@ class Tables:
         if self._unclaimed:
             self._recognise(name, record, ports)
         lost = self._lost(name, record.created, ports)
-        loan = self._ports.loan()
+        reservation = self._ports.reserve()
         try:
-            changes = [self._ports.prepare(record.ports.get(port.key), port, lost, loan) for port in ports]
+            changes = [self._ports.prepare(record.ports.get(port.key), port, lost, reservation) for port in ports]
             self._check_room(changes, lost)
         except MapFullError:
-            loan.undo()
+            reservation.undo()
             raise
         self._stage_service(name, record, changes, lost)
 
@@ -213,12 +213,12 @@ class Tables:
             self._dropping.discard(key)
             if frontend.flags & FrontendFlags.DROP:
                 self._dropping.add(key)
-            self._stage.frontend(key, frontend)
+            self._staged.frontend(key, frontend)
 
     def _remove_frontends(self, keys: Iterable[FrontendKey]) -> None:
         removed = list(keys)
         for key in removed:
             del self._frontends[key]
             self._dropping.discard(key)
-            self._stage.remove_frontend(key)
+            self._staged.remove_frontend(key)
         self._claims.given_up(removed)

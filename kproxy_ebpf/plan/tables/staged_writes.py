@@ -8,7 +8,7 @@ from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, Sou
 from kproxy_ebpf.plan.tables.allocate import IdPool, RangeAllocator
 
 
-class Stage:
+class StagedWrites:
     """Folds the writes for any number of Services, in any order, into one TableWrites.
 
     A write that takes the place of an earlier one removes it, so that the fixed order of TableWrites' fields stays
@@ -59,7 +59,7 @@ class Stage:
     def release_range(self, base: int, count: int) -> None:
         self._ranges.append((base, count))
 
-    def settle(self, backend_ids: IdPool, slots: RangeAllocator) -> None:
+    def commit(self, backend_ids: IdPool, slots: RangeAllocator) -> None:
         """The writes are in the maps: what they no longer use begins its rest."""
         for number in self._backend_ids:
             backend_ids.release(number)
@@ -73,13 +73,13 @@ class Stage:
         self._ranges: list[tuple[int, int]] = []
 
 
-class Loan:
+class Reservation:
     """What was taken from the pools for one Service, to be given back should a table turn out to be full."""
 
-    def __init__(self, backend_ids: IdPool, slots: RangeAllocator, stage: Stage) -> None:
+    def __init__(self, backend_ids: IdPool, slots: RangeAllocator, staged: StagedWrites) -> None:
         self._pool = backend_ids
         self._slots = slots
-        self._stage = stage
+        self._staged = staged
         self._taken: list[int] = []
         self._ranges: list[tuple[int, int]] = []
         self._reclaimed: list[tuple[int, bool]] = []
@@ -95,11 +95,11 @@ class Loan:
         return base
 
     def reclaim_backend(self, number: int) -> bool:
-        """Whether an id that was released still belongs to its last owner, who wants it back."""
-        staged = self._stage.keep_backend(number)
-        if not staged and not self._pool.reclaim(number):
+        """Take back an id that was released. False where it has been handed out since."""
+        was_staged = self._staged.keep_backend(number)
+        if not was_staged and not self._pool.reclaim(number):
             return False
-        self._reclaimed.append((number, staged))
+        self._reclaimed.append((number, was_staged))
         return True
 
     def undo(self) -> None:
@@ -107,5 +107,5 @@ class Loan:
             self._pool.undo(number)
         for base, count in self._ranges:
             self._slots.undo(base, count)
-        for number, staged in self._reclaimed:
-            (self._stage.release_backend if staged else self._pool.release)(number)
+        for number, was_staged in self._reclaimed:
+            (self._staged.release_backend if was_staged else self._pool.release)(number)
