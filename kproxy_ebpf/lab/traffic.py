@@ -30,6 +30,9 @@ from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
 KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+# Where nothing serves an address yet, the network's word that it is unreachable often goes unheard: a UDP socket passes
+# over it, and a TCP one where it comes while connect(2) still sends the SYN. So these questions wait for no time-out.
+TRY_SECONDS = 0.05
 BLOCK = os.urandom(1 << 20)  # what a bulk transfer repeats: each block must arrive as it was sent
 
 
@@ -95,6 +98,13 @@ def ask(
         if protocol is Protocol.UDP:
             handle.send(b"?")
         return read_answer(handle, begin)
+
+
+def await_answer(
+    place: Place, address: str, port: int, protocol: Protocol = Protocol.TCP, *, what: str = "an answer"
+) -> Answer:
+    """Ask anew every few moments until somebody answers. Raises TimeoutError."""
+    return until(lambda: ask(place, address, port, protocol, timeout=TRY_SECONDS), what)
 
 
 def read_answer(handle: socket.socket, begin: float) -> Answer:

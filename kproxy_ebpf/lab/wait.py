@@ -8,13 +8,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# A look takes time from what is waited for. The longer the wait has been, the less another pause adds to it.
+PAUSE_SHARE, PAUSE_SECONDS_MAX = 0.05, 0.25
+
 
 def until(condition: Callable[[], T], what: str, *, seconds: float = 10, pause: float = 0.01) -> T:
     """Call `condition` until it returns something true, and return that; OSError counts as "not yet".
 
-    Raises TimeoutError, which says `what` was waited for and how the last call ended.
+    `pause` is in seconds, between the first calls. Raises TimeoutError, which says `what` was waited for and how the
+    last call ended.
     """
-    deadline = time.monotonic() + seconds
+    begin = time.monotonic()
+    deadline = begin + seconds
     while True:
         last: object
         try:
@@ -24,6 +29,7 @@ def until(condition: Callable[[], T], what: str, *, seconds: float = 10, pause: 
             last = value
         except OSError as error:
             last = error
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}; last: {last!r}")
-        time.sleep(pause)
+        time.sleep(max(pause, min(PAUSE_SECONDS_MAX, PAUSE_SHARE * (now - begin))))

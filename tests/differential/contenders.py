@@ -20,7 +20,7 @@ from kproxy_ebpf.lab import Lab, Node, Pod
 from kproxy_ebpf.lab.control_plane import ControlPlane, object_path
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.kube_proxy import KubeProxy
-from kproxy_ebpf.lab.traffic import EchoServer, ask
+from kproxy_ebpf.lab.traffic import TRY_SECONDS, EchoServer, ask
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -98,13 +98,15 @@ class Contenders:
         for proxy in self.proxies:
             proxy.start()
         for daemon in self.daemons:
-            daemon.start()
+            daemon.launch()
+        for daemon in self.daemons:
+            daemon.wait_ready()
         last = self.build(Case("last", ((End(PODS[0]),),)), 250)
         for name, client in self.clients.items():
             for family in (4, 6):
                 until(
                     lambda client=client, family=family: ask(
-                        client, last.addresses["cluster", family], 80, timeout=0.3
+                        client, last.addresses["cluster", family], 80, timeout=TRY_SECONDS
                     ),
                     f"{name} to serve the last Service, IPv{family}",
                     seconds=SYNC_SECONDS,

@@ -9,7 +9,7 @@ import socket
 import pytest
 from worlds import running_world
 
-from kproxy_ebpf.lab.traffic import ask, echo, opened, read_answer
+from kproxy_ebpf.lab.traffic import ask, await_answer, echo, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
 HTTP = {"http": (80, "TCP", 8080)}
@@ -57,7 +57,7 @@ def test_a_full_table_is_named_and_what_fits_works(world):
     with pytest.raises(OSError, match=r"unreachable|No route"):
         ask(world.client, too_many.vip(4), 80)
     fitting[0].remove()
-    until(lambda: ask(world.client, too_many.vip(4), 80, timeout=0.3), "the one too many to get its room")
+    await_answer(world.client, too_many.vip(4), 80, what="the one too many to get its room")
 
 
 def refusal_of(world, flags, *, wrapper=(), environment=None):

@@ -15,7 +15,7 @@ from worlds import connected, in_worlds
 
 from kproxy_ebpf.lab import Node
 from kproxy_ebpf.lab.crowd import Crowd
-from kproxy_ebpf.lab.traffic import ask, family_of, opened, transfer
+from kproxy_ebpf.lab.traffic import ask, await_answer, family_of, opened, transfer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -237,9 +237,9 @@ def test_an_address_that_moves_to_a_new_pod_at_once(world, service, family, know
         for place, link in ((world.client, "eth0"), (world.node, "cni0")):
             if world.node.cni == "bridge":  # where CNI plugins announce the new pod
                 place.ip(f"neigh flush dev {link}")
-        assert until(lambda: ask(world.client, new.address(family), 8080, timeout=0.5), "an answer").server == "new"
+        assert await_answer(world.client, new.address(family), 8080).server == "new"
         if alive:
-            until(lambda: ask(new, service.vip(family), 80, timeout=0.5), "the new pod's link to carry programs")
+            await_answer(new, service.vip(family), 80, what="the new pod's link to carry programs")
     finally:
         if not alive:
             world.daemon.start()

@@ -6,14 +6,13 @@ import re
 import socket
 import time
 from collections import Counter
-from functools import partial
 
 import pytest
 from worlds import in_worlds
 
 from kproxy_ebpf.lab.cluster import OUTSIDE4, OUTSIDE6
 from kproxy_ebpf.lab.manifests import EndpointSpec
-from kproxy_ebpf.lab.traffic import EchoServer, ask, opened, read_answer
+from kproxy_ebpf.lab.traffic import EchoServer, ask, await_answer, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -61,8 +60,7 @@ def test_a_backend_that_is_no_pod(world, family, protocol, port, where):
     server = EchoServer(place, where).listen(address, target, protocol)
     service = world.service([EndpointSpec(address)], wait=False)
     try:
-        asked = partial(ask, world.client, service.vip(family), port, protocol, timeout=0.3)
-        answer = until(asked, "the Service to be in force")
+        answer = await_answer(world.client, service.vip(family), port, protocol)
         assert (answer.server, answer.client) == (where, world.client.address(family))
     finally:
         server.close()
@@ -116,7 +114,7 @@ def test_traffic_of_the_node_itself_is_left_alone(world, service, family):
 def test_a_pod_reaches_itself(world, family, protocol, port):
     web = world.webs[0]
     service = world.service([web], wait=False)
-    until(lambda: ask(web, service.vip(family), port, protocol, timeout=0.3), "the Service to be in force")
+    await_answer(web, service.vip(family), port, protocol)
     for _ in range(20):
         answer = ask(web, service.vip(family), port, protocol)
         assert answer.server == web.name

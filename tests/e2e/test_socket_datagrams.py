@@ -22,8 +22,7 @@ from sockets import (
 from worlds import UDP_PORT, in_worlds
 
 from kproxy_ebpf.datapath.flows.records import now_seconds
-from kproxy_ebpf.lab.traffic import EchoServer, ask
-from kproxy_ebpf.lab.wait import until
+from kproxy_ebpf.lab.traffic import EchoServer, await_answer
 from kproxy_ebpf.model.services import Protocol
 
 pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
@@ -98,7 +97,7 @@ def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
     service = world.service([far], ports, wait=False)
     vip = vip_of(service, form)
     try:
-        until(lambda: ask(world.client, vip, 5009, Protocol.UDP, timeout=0.3), "the Service to be in force")
+        await_answer(world.client, vip, 5009, Protocol.UDP)
         with (
             socket_of(world.client, vip, Protocol.UDP) as handle,
             counted(world, connected=VIPS_OF_A_SOCKET, balanced=2),

@@ -15,7 +15,7 @@ from kproxy_ebpf.contract.layouts import Settings
 from kproxy_ebpf.datapath.generations.generation import current
 from kproxy_ebpf.lab.daemon import COMMAND
 from kproxy_ebpf.lab.manifests import EndpointSpec
-from kproxy_ebpf.lab.traffic import EchoServer, ask, echo, read_answer
+from kproxy_ebpf.lab.traffic import EchoServer, ask, await_answer, echo, read_answer
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -204,7 +204,7 @@ def test_source_ranges_hold(world, family):
         ingress=[external],
     )
     try:
-        until(lambda: ask(world.client, external, TCP_PORT, timeout=0.5), "the Service to be in force")
+        await_answer(world.client, external, TCP_PORT)
         with pytest.raises(TimeoutError):
             ask(world.webs[0], external, TCP_PORT, timeout=0.5)
     finally:

@@ -18,7 +18,7 @@ from tcx import EGRESS, INGRESS, programs_at
 from kproxy_ebpf.lab import CLUSTER_CIDRS, Cni, Lab, Node, Pod, Underlay
 from kproxy_ebpf.lab.daemon import Daemon
 from kproxy_ebpf.lab.manifests import DEFAULT_PORTS, EndpointSpec, Ports
-from kproxy_ebpf.lab.traffic import EchoServer, ask, family_of, opened
+from kproxy_ebpf.lab.traffic import TRY_SECONDS, EchoServer, ask, family_of, opened
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
@@ -133,7 +133,7 @@ class Service:
 
     def answers(self, client: Pod, family: int, port: int, protocol: Protocol) -> bool:
         with suppress(ConnectionRefusedError):
-            ask(client, self.vip(family), port, protocol, timeout=0.5)
+            ask(client, self.vip(family), port, protocol, timeout=TRY_SECONDS)
         return True
 
     def remove(self) -> None:
