@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kproxy_ebpf.datapath.sockets.cgroup import find_cgroup
+from kproxy_ebpf.lab.exclusive import exclusive
 from kproxy_ebpf.lab.wait import until
 
 Result = TypeVar("Result")
@@ -35,10 +36,12 @@ class NodeCgroup:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for each in (folder.parent.parent, folder.parent, folder):
-            with suppress(FileExistsError):
-                each.mkdir()
-                (each / "cgroup.type").write_text("threaded")
+        root = folder.parent.parent
+        with exclusive(root.parent):
+            for each in (root, folder.parent, folder):
+                with suppress(FileExistsError):
+                    each.mkdir()
+                    (each / "cgroup.type").write_text("threaded")
         self._worker = ThreadPoolExecutor(1, f"cgroup {folder.name}", self._join)
 
     def _join(self) -> None:
@@ -61,8 +64,9 @@ def remove(folder: Path) -> None:
     """Remove the cgroups of a lab, whose processes and threads have ended; ROOT with the last of them."""
     for each in (*folder.glob("*/"), folder):
         until(partial(_removed, each), f"cgroup {each} to be empty", seconds=10)
-    with suppress(OSError):
-        folder.parent.rmdir()
+    root = folder.parent
+    with exclusive(root.parent), suppress(OSError):
+        root.rmdir()
 
 
 def _removed(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kproxy_ebpf.lab import cgroups, netns
+from kproxy_ebpf.lab.exclusive import exclusive
 from kproxy_ebpf.observe.state import STATE_ROOT, state_dir
 
 RUNS = STATE_ROOT / "lab"
@@ -67,9 +68,10 @@ def clean_stale() -> list[str]:
     """Remove what runs with a dead owner left; return their ids."""
     if not RUNS.is_dir():
         return []
-    stale = [folder.name for folder in sorted(RUNS.iterdir()) if not _owner_lives(folder)]
-    for run_id in stale:
-        release(run_id)
+    with exclusive(RUNS):
+        stale = [folder.name for folder in sorted(RUNS.iterdir()) if not _owner_lives(folder)]
+        for run_id in stale:
+            release(run_id)
     return stale
 
 
