@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness import FROM_POD, NEXT, REDIRECT, Datapath, now_seconds
-from packets import (
-    BACKEND,
-    CLIENT,
-    HOST_MAC,
-    POD_MAC,
-    Endpoint,
-    Host,
-    Packet,
-)
+from packets import BACKEND, CLIENT, HOST_MAC, POD_MAC, Endpoint, Host, Packet
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -55,7 +47,7 @@ def binary(mac: str) -> bytes:
 
 @dataclass
 class Node:
-    """The client's pod is behind `lo`, the server's behind a veth. All is settled: no flows, nothing of the host's."""
+    """The client's pod is behind `lo`, the server's behind a veth. All is settled: there are no flows."""
 
     datapath: Datapath
     generation: Generation
@@ -103,7 +95,7 @@ class Node:
                     entries.delete(key)
 
     def send(self, frame: bytes) -> tuple[Way | None, list[Verdict], bytes]:
-        """What became of a frame of the client's: the way that was counted, the verdicts, the frame."""
+        """Let the client send a frame. Returns the way that was counted, the verdicts, and the frame as it went on."""
         ways = Ways(self.generation)
         before = self.datapath.count(), ways.read()
         result = self.datapath.run(FROM_POD, frame)
@@ -148,7 +140,7 @@ class Uplink:
         return self.node.family
 
     def arrive(self, frame: bytes, program: str = "from_uplink") -> tuple[Way | None, list[Verdict], int, bytes]:
-        """What became of a frame at the uplink: the way, the verdicts, the action, the frame."""
+        """Let a frame come in by the uplink. Returns the way, the verdicts, the action, and the frame as it went on."""
         ways, datapath = Ways(self.node.generation), self.node.datapath
         before = datapath.count(), ways.read()
         with self.node.generation.program(program, self.family) as loaded:
@@ -166,7 +158,7 @@ class Uplink:
             assert program.test_run(frame).retval == NEXT
 
     def follow(self, source: Endpoint, destination: Endpoint, protocol: int = 6) -> None:
-        """The host follows a connection of which these are the packets that one end sends."""
+        """The host follows a connection; one end of it sends packets from `source` to `destination`."""
         packet = FlowTuple(
             source.host.packed(self.family),
             source.port,

@@ -116,9 +116,6 @@ def test_a_link_that_is_gone(attacher: Attacher, generation: Generation, veth: i
         attacher.attach(veth)
 
 
-# The watch
-
-
 def _foreign(attacher: Attacher) -> tuple[str, ...]:
     """tc's words for a filter of somebody else's, with any program."""
     path = attacher._links.parent / "foreign"

@@ -33,7 +33,7 @@ def test_a_connection_outlives_its_service(datapath: Datapath) -> None:
 
 
 def test_an_id_given_to_another_backend_changes_nothing_for_a_connection(datapath: Datapath) -> None:
-    """Not even when that other backend is gone in turn: the epochs differ."""
+    """The connection goes on even when the other backend is gone in turn, for the epochs differ."""
     reuse = Meanwhile(lambda dp: dp.add_backend(1, BACKEND_B, epoch=2, state=BackendState.GONE))
     datapath.play(*OPENED, reuse, DATA, received("A"))
 
@@ -73,7 +73,7 @@ def test_a_slot_without_a_backend_drops_and_leaves_no_flow(datapath: Datapath) -
 
 
 def test_another_processors_later_second_is_no_time_out(datapath: Datapath) -> None:
-    """The other one may write a second that began after this one read its clock."""
+    """Another processor may write a second that began after this one had read its clock."""
     datapath.play(*OPENED, Meanwhile(lambda dp: dp.age(-1)), sent("A"), received("A"), SYN_AGAIN)
 
 

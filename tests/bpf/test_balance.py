@@ -16,7 +16,7 @@ OTHER_CLIENT = Endpoint(Host("10.1.0.3", "fd00:1::3"), 40000)
 
 
 def chosen(datapath: Datapath, client: Endpoint) -> int:
-    """The port, which tells the backend, that a new connection of `client` goes to."""
+    """The port that a new connection of `client` goes to: each backend has its own."""
     verdict, result = datapath.see(FROM_POD, tcp(client, VIP, "S").frame(datapath.family))
     assert verdict == Verdict.BALANCED
     return int(Ether(result.data)[TCP].dport)

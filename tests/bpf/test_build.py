@@ -25,7 +25,7 @@ from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites
 
 
 def test_tail_calls_survive_the_child(bpffs: Path, small: Constants) -> None:
-    """The child is gone, the prog arrays are still filled: an undefined port of a VIP is answered with a RST."""
+    """The prog arrays are still filled after the child is gone: an undefined port of a VIP is answered with a RST."""
     generation = ensure(bpffs, small)
     tables = ServiceMaps(generation, 4)
     vip = bytes((10, 96, 0, 1))
@@ -41,7 +41,7 @@ def test_tail_calls_survive_the_child(bpffs: Path, small: Constants) -> None:
 
 
 def test_a_kernel_that_refuses_to_list_sockets_gets_all_else(bpffs: Path, small: Constants, sources: Path) -> None:
-    """As one that is locked down does to every tracing program; here the verifier refuses a wrong one."""
+    """A kernel in lockdown refuses every tracing program; here the verifier refuses one that is wrong."""
     change(sources, "return list_socket(walk);", "return list_socket(walk) + 2;", "cgroup.c")
     generation = ensure(bpffs, small, sources)
     assert generation.is_complete
@@ -65,7 +65,7 @@ def test_leftovers_of_a_killed_build(filled: Generation, bpffs: Path, small: Con
 
 
 def test_a_build_killed_midway(bpffs: Path, small: Constants, tmp_path: Path) -> None:
-    """Its child dies with it, and what it left does not disturb the next."""
+    """The child dies with the builder, and what they left does not disturb the next build."""
     script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generations.generation import ensure\n"
     script += "from kproxy_ebpf.datapath.generations.sources import Constants\n"
     script += "ensure(Path(sys.argv[1]), Constants(flows_max=1024))"
@@ -83,7 +83,7 @@ def test_a_build_killed_midway(bpffs: Path, small: Constants, tmp_path: Path) ->
 
 
 def is_running(pid: int) -> bool:
-    """Not for zombies, which wait for init to reap them."""
+    """True if the process runs; a zombie, which waits for init to reap it, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -27,7 +27,7 @@ ON = Switches.TC | Switches.REDIRECT
 
 @pytest.fixture
 def node(in_force: Generation, both: dict[int, Programs]) -> Iterator[Datapath]:
-    """Its link has nothing that is not recorded."""
+    """The daemon's datapath with one link, all of whose connections are recorded."""
     for programs in both.values():
         programs.clear()
     node = Datapath(in_force, Method.TCX, Capacities(*(64 for _ in fields(Capacities))), None)
@@ -49,7 +49,7 @@ def tables(node: Datapath) -> Iterator[PodLinkTable]:
 
 
 def settle(node: Datapath) -> None:
-    """What a look does that finds nothing."""
+    """Settle all links, as `sync_host_flows` does where conntrack has nothing of them."""
     for table in tables(node):
         table.settle(StandingKind.UNRECORDED, table.unsettled(StandingKind.UNRECORDED))
 
@@ -80,7 +80,7 @@ def test_no_link_is_settled_when_redirect_is_turned_on(node: Datapath, monkeypat
 def test_a_look_while_redirect_is_turned_on_settles_nothing(
     node: Datapath, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it read of conntrack may lack packets that met the switch off: it is told again once those are through."""
+    """What was read of conntrack may lack packets that met the switch off: links are unsettled again after them."""
     write = LiveSettings.switch
     waited: list[Switches] = []
 

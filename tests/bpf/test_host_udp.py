@@ -1,4 +1,4 @@
-"""UDP that the host translates is taken over, whatever is looked at meanwhile; what it leads nowhere is let go of."""
+"""UDP flows of the host are imported, whatever is scanned meanwhile; those that lead nowhere are forgotten."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tracked(
     vip: Endpoint = VIP,
     back: Endpoint | None = None,
 ) -> Tracked:
-    """What conntrack has of a datagram to `vip`; `server` answers to `back`, the client if it is not said."""
+    """What conntrack has of a datagram to `vip`; `server` answers to `back`, by default the client."""
     return Tracked(tuple_(family, client, vip), tuple_(family, server, back or client))
 
 

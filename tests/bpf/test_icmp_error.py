@@ -44,7 +44,7 @@ class Ends(NamedTuple):
 def translated(
     kind: IcmpError, ends: tuple[Ends, Ends], quotes: tuple[Packet, Packet], quoted: int | None = None
 ) -> tuple[Packet, Packet]:
-    """An error before and after: between which ends it goes, which packet it quotes, and how much of it."""
+    """An error before and after translation: its ends, the packet that it quotes, and how much of that packet."""
     before, after = quotes
     return (
         icmp_error(kind, *ends[0], before, quoted),
@@ -60,7 +60,7 @@ TO_CLIENT = Ends(VIP.host, CLIENT.host)
 @KINDS
 @QUOTED
 def test_about_the_clients_packets(datapath: Datapath, kind: IcmpError, quoted: int | None) -> None:
-    """From the backend or a router on the way: to the client it comes from the VIP, as with nf_nat."""
+    """The backend or a router on the way sends the error; to the client it comes from the VIP, as with nf_nat."""
     for sender in (BACKEND.host, ROUTER):
         before, after = translated(kind, (Ends(sender, CLIENT.host), TO_CLIENT), REQUEST, quoted)
         datapath.play(*OPENED, Step(TO_POD, before, Verdict.ICMP_ERROR_TRANSLATED, after))
@@ -70,7 +70,7 @@ def test_about_the_clients_packets(datapath: Datapath, kind: IcmpError, quoted: 
 @KINDS
 @QUOTED
 def test_about_the_backends_packets(datapath: Datapath, kind: IcmpError, quoted: int | None) -> None:
-    """From the client pod: its error goes to the VIP, and has to reach the backend."""
+    """The client pod sends the error to the VIP; it has to reach the backend."""
     before, after = translated(kind, (Ends(CLIENT.host, VIP.host), Ends(CLIENT.host, BACKEND.host)), REPLY, quoted)
     datapath.play(*OPENED, Step(FROM_POD, before, Verdict.ICMP_ERROR_TRANSLATED, after))
 

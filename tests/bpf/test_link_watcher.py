@@ -61,7 +61,7 @@ async def test_links_are_followed(attacher: Attacher, netns: str) -> None:
 async def test_nothing_is_left_of_links_that_go_while_programs_are_attached(
     attacher: Attacher, netns: str, generation: Generation
 ) -> None:
-    """Each goes as soon as it has its first pin, when others are still to come."""
+    """Each link goes as soon as it has its first pin, while others are still to be made."""
     links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
     async with watching(links):
         for number in range(20):
@@ -71,7 +71,7 @@ async def test_nothing_is_left_of_links_that_go_while_programs_are_attached(
 
 
 def _brief_link(name: str, netns: str, generation: Generation) -> int:
-    """A link that is removed when the first pin of it is seen; its former ifindex."""
+    """Make a link and remove it when its first pin is seen; returns its former ifindex."""
     ip(f"link add {name} type veth peer name eth0 netns {netns}-pod")
     ifindex = if_nametoindex(name)
     with IPRoute() as route:

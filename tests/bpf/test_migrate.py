@@ -58,7 +58,7 @@ def test_a_table_too_small_is_filled_anew(filled: Generation, bpffs: Path, small
 def test_entries_of_another_layout_are_carried_over_by_field(
     filled: Generation, bpffs: Path, small: Constants, sources: Path
 ) -> None:
-    """As if two fields of each table had stood in each other's place, and one had had another name."""
+    """As if two fields of each table had been exchanged, and one had had another name."""
 
     def change_all(text: dict[str, dict[str, dict[str, list[int]]]]) -> None:
         flow, backend = text["flows_v4"]["value"], text["backends_v4"]["value"]

@@ -1,4 +1,4 @@
-"""Flows of one generation and those of the next, at the same ports: which of them is there in the end."""
+"""Flows of two generations at the same ports: which of them the next generation has in the end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Tables:
                 table.update(flow_key(self.family, flow.tuple), flow_value(flow, NOW))
 
     def has(self, *connections: FlowRecord) -> bool:
-        """Whether `new` holds exactly both entries of these."""
+        """True if `new` holds both entries of each of these connections, and no other."""
         with self._open(self.new) as table:
             present = [flow_record(self.family, key, value, NOW) for key, value in table.items()]
         wanted = [entry for each in connections for entry in (each, mirror_of(each))]
@@ -116,7 +116,7 @@ def test_what_is_over_is_neither_copied_nor_fetched(tables: Tables) -> None:
 
 @pytest.mark.parametrize("backend", [BACKEND, BACKEND_B], ids=["the same backend", "another backend"])
 def test_of_two_connections_at_one_key_the_later_counts(tables: Tables, backend: Endpoint) -> None:
-    """It was begun after the first had been copied, and the first is not left half."""
+    """The later one began after the first had been copied; neither entry of the first is left behind."""
     before, later = tables.connection(age=60), tables.connection(backend=backend, age=1)
     tables.write(tables.new, *both(before))
     tables.write(tables.old, *both(later))
@@ -127,7 +127,7 @@ def test_of_two_connections_at_one_key_the_later_counts(tables: Tables, backend:
 @pytest.mark.parametrize("age", [60, 1], ids=["begun before", "begun in the same second"])
 @pytest.mark.parametrize("backend", [BACKEND, BACKEND_B], ids=["the same backend", "another backend"])
 def test_a_connection_that_began_here_stays_alone(tables: Tables, backend: Endpoint, age: int) -> None:
-    """Nor does the mirror of the other come to stand beside it, which at another backend has a key of its own."""
+    """The other connection's mirror entry, which has a key of its own at another backend, is not copied either."""
     here, before = tables.connection(age=1), tables.connection(backend=backend, age=age, state=CLOSING)
     here = replace(here, backend_id=2, to=replace(here.to, source_port=here.to.source_port + 1))
     tables.write(tables.new, *both(here))
@@ -161,7 +161,7 @@ def test_of_one_connection_the_further_state_counts(tables: Tables, old: FlowSta
 
 
 def test_an_end_before_the_last_packet_here_was_another_connections(tables: Tables) -> None:
-    """A SYN with the same ports found an entry that did not look closed, and goes on with it."""
+    """A SYN with the same ports found an entry that did not look closed, so the new connection uses that entry."""
     used_again, over = tables.connection(), tables.connection(state=CLOSED, idle=1)
     tables.write(tables.new, *both(used_again))
     tables.write(tables.old, *both(over))

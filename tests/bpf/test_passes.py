@@ -38,7 +38,7 @@ def test_fragments(datapath: Datapath, hook: Direction, offset: int, more: bool)
 
 
 def test_a_source_route_on_its_way(datapath: Datapath) -> None:
-    """The destination is an intermediate one, and the checksum counts the final one (RFC 8200, 8.1)."""
+    """The header names an intermediate destination, while the checksum counts the final one (RFC 8200, 8.1)."""
     if datapath.family == 6:
         datapath.play(Step(FROM_POD, tcp(CLIENT, VIP, "S", b"", source_route), Verdict.UNTOUCHED))
 
@@ -109,7 +109,7 @@ def test_no_length_is_no_licence(datapath: Datapath) -> None:
 
 
 def test_switched_off_only_flows_that_exist_go_on(datapath: Datapath) -> None:
-    """Mode off, and mode socket: what is open stays, what is new is the host's."""
+    """With mode off or socket, open connections stay with the programs and new ones go to the host."""
     datapath.play(
         Step(FROM_POD, tcp(CLIENT, VIP, "S"), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S")),
         Step(FROM_POD, udp(CLIENT, VIP), Verdict.BALANCED, udp(CLIENT, BACKEND)),

@@ -1,4 +1,4 @@
-"""Flags without a lock: a link is settled only if nothing came in between the look and the writing."""
+"""Lock-free hints: a link is settled only if nothing was made between the scan and the writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that would be one after translation, and pods that reach themselves."""
+"""Connections that would collide after translation, pods that reach themselves, and SCTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST_ANSWER = Step(TO_POD, tcp(BACKEND, CLIENT, "SA"), Verdict.REVERSED, tcp(VI
 
 
 def second(datapath: Datapath, protocol: str = "tcp") -> Endpoint:
-    """From the client's same port to the other VIP; returns the source that the backend sees."""
+    """Connect from the client's same port to the other VIP; returns the source that the backend sees."""
     packet = (tcp(CLIENT, VIP_B, "S") if protocol == "tcp" else udp(CLIENT, VIP_B)).frame(datapath.family)
     verdict, result = datapath.see(FROM_POD, packet)
     assert verdict == Verdict.BALANCED

@@ -20,7 +20,7 @@ DATA = (sent("PA", b"to"), received("PA", b"fro"), sent("A"))
 
 @pytest.fixture
 def successor(in_force: Generation, bpffs: Path, small: Constants) -> Generation:
-    """With a flow table of its own, and built like one that is about to take over."""
+    """A generation with a flow table of its own, as it is when it is about to take over."""
     return ensure(bpffs, replace(small, flows_max=2048))
 
 
@@ -42,7 +42,7 @@ def test_a_flow_that_only_the_predecessor_knows_goes_on(datapath: Datapath, succ
 def test_what_has_expired_here_hides_nothing_that_the_predecessor_knows(
     datapath: Datapath, successor: Generation
 ) -> None:
-    """The connection before had the same ports, and was in the copy."""
+    """An earlier connection with the same ports was copied, and has expired since."""
     new = Datapath(successor, datapath.family)
     datapath.play(*OPENED)
     successor.inherit()
@@ -70,7 +70,7 @@ def test_what_nobody_knows_is_left_to_the_host(datapath: Datapath, successor: Ge
 
 
 def test_without_a_predecessor_such_a_flow_is_in_midstream(datapath: Datapath, successor: Generation) -> None:
-    """What the handing on is for."""
+    """The reason why packets of unknown flows are handed to the predecessor."""
     datapath.play(*OPENED)
     Datapath(successor, datapath.family).play(Step(FROM_POD, DATA[0].packet, Verdict.MIDSTREAM))
 

@@ -1,4 +1,4 @@
-"""Which way a packet goes on with forwarding redirect: handed straight to the pod that it is for, or by the host."""
+"""Which way a packet takes with forwarding redirect: to the destination's pod directly, or through the host."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def unchanged(packet: Packet) -> Obstacle:
 
 
 def to_another_mac(node: Node) -> bytes:
-    """To a pod that routes, say, or to the server's own address where there is no bridge between the two."""
+    """The frame is for a pod that routes, say, or for the server's own address where no bridge joins the two."""
     frame = Ether(DIRECT.frame(node.family))
     frame.dst = SERVER_MAC
     return bytes(frame)
@@ -174,7 +174,7 @@ def test_without_the_switch_all_goes_the_hosts_way_and_nothing_is_counted(node):
 
 @pytest.mark.parametrize("packet", [tcp(BACKEND, CLIENT, "S"), udp(BACKEND, CLIENT)], ids=["syn", "udp"])
 def test_what_reaches_a_pod_the_hosts_way_makes_its_connection_the_hosts(node, packet):
-    """lo is the link of the pod that receives it here."""
+    """Here lo is the link of the pod that receives the packet."""
     node.datapath.run(TO_POD, packet.frame(node.family))
     assert node.unsettled(StandingKind.HOST_FLOWS) == {LO}
     protocol = 6 if packet.payload(4).name == "TCP" else 17

@@ -35,7 +35,7 @@ def beside(datapath: Datapath, protocol: str) -> Endpoint:
 
 
 def states(datapath: Datapath) -> set[FlowState]:
-    """Of the two entries of the connection through the VIP."""
+    """The states of both entries of the connection through the VIP."""
     flows = datapath.flow(CLIENT, VIP, FROM_POD), datapath.flow(BACKEND, CLIENT, TO_POD)
     return {FlowState(flow.state) for flow in flows}
 
@@ -84,7 +84,7 @@ def test_a_client_that_forgot_an_open_connection_to_a_service_that_is_gone(datap
 
 
 def test_what_another_connection_has_at_the_replys_key_stays(datapath: Datapath) -> None:
-    """Through the other VIP, to the same backend: its reply has taken the place of the closed one's."""
+    """A connection through the other VIP to the same backend: its reply entry has replaced the closed one's."""
     datapath.play(
         *CLOSED,
         Step(FROM_POD, tcp(CLIENT, VIP_B, "S"), Verdict.BALANCED, tcp(CLIENT, BACKEND, "S")),
@@ -120,7 +120,7 @@ def test_a_late_packet_brings_no_half_of_a_closed_flow_back(datapath: Datapath, 
 
 
 def test_the_packet_that_closes_brings_the_other_half_back(datapath: Datapath) -> None:
-    """What follows it, an ACK or the same again, still has to be translated."""
+    """The packets after it, an ACK or a retransmission, still have to be translated."""
     datapath.play(*OPENED, sent("FA"), Meanwhile(lambda dp: dp.lose_flow(CLIENT, VIP, FROM_POD)), received("FA"))
     assert states(datapath) == {FlowState.CLOSED}
     datapath.play(sent("A"))

@@ -58,7 +58,7 @@ def test_established_connections_live_through_a_sweep_and_closed_ones_go(
 def test_three_times_the_table_in_short_connections_loses_none_that_begins(
     datapath: Datapath, generation: Generation
 ) -> None:
-    """The table has 1,024 entries. Without the sweep, the kernel lets go of those that were made a moment ago."""
+    """The table has 1,024 entries. Without the sweep, the kernel evicts entries that were made a moment ago."""
     for first in range(20000, 21536, 64):
         clients = [CLIENT.on(port) for port in range(first, first + 64)]
         for client in clients:

@@ -1,4 +1,4 @@
-"""Flows at an upgrade: those made meanwhile, a take-over that was killed, flows that the next generation can't read."""
+"""Flows at an upgrade: made meanwhile, after a take-over that was killed, unreadable for the next generation."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_a_reset_closes(datapath: Datapath, rst: Step) -> None:
 
 
 def test_a_repeated_syn_keeps_its_backend(empty: Datapath) -> None:
-    """Of two backends, chosen at random: a retransmission that chose anew would be seen in 16 tries."""
+    """There are two backends, chosen at random: 16 tries would show a retransmission that chooses anew."""
     empty.add_frontend(VIP, [empty.add_backend(1, BACKEND), empty.add_backend(2, BACKEND_B)])
     for port in range(40000, 40016):
         packet = tcp(CLIENT.on(port), VIP, "S").frame(empty.family)
@@ -68,7 +68,7 @@ def test_a_closed_flow_gives_its_port_to_a_new_connection(datapath: Datapath) ->
 
 
 def test_what_is_left_of_a_closed_flow_does_not_disturb_the_next(datapath: Datapath) -> None:
-    """A late FIN of the old backend finds its own old entry; the new connection's state is not its business."""
+    """A late FIN of the old backend finds its own old entry, and leaves the new connection's state alone."""
     test_a_closed_flow_gives_its_port_to_a_new_connection(datapath)
     datapath.play(Meanwhile(lambda dp: dp.age(2)), received("FA"))
     assert datapath.flow(CLIENT, VIP, FROM_POD).state == FlowState.ESTABLISHED
@@ -151,7 +151,7 @@ def test_a_syn_on_an_open_flow_avoids_a_backend_that_is_not_usable(
     ("source", "destination", "hook"), [(CLIENT, VIP, FROM_POD), (BACKEND, CLIENT, TO_POD)], ids=["forward", "reply"]
 )
 def test_either_half_that_the_lru_took_comes_back(datapath: Datapath, source, destination, hook) -> None:  # type: ignore[no-untyped-def]
-    """The other half's next packet, a second later at most, restores exactly what was lost."""
+    """The next packet that finds the other entry, at most a second later, restores exactly the one that was lost."""
     datapath.play(*OPENED)
     lost = datapath.flow(source, destination, hook)
     other = received("A") if hook == FROM_POD else sent("A")

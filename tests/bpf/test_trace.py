@@ -145,7 +145,7 @@ def test_one_packet_is_counted(run, datapath):
 
 
 def test_other_traffic_counted_meanwhile_does_not_mislead(tracer, datapath, monkeypatch):
-    """The verdict is the packet's own, whatever is counted between."""
+    """The verdict told is the packet's own, whatever other packets add to the counters meanwhile."""
     dropped, run = tcp(CLIENT.on(50000), VIP.on(81), "S").frame(datapath.family), tracer._program.test_run
     datapath.add_frontend(VIP.on(81), [], flags=FrontendFlags.DROP)
 

@@ -27,7 +27,7 @@ def test_options_and_extension_headers_stay(datapath: Datapath, between: Between
 
 
 def test_what_the_host_may_translate_stays_as_it_is(datapath: Datapath) -> None:
-    """While its flows are being taken over; also afterwards, and a tuple that is new then is balanced."""
+    """During an import, datagrams that the host may translate are left to it. Afterwards, new tuples are balanced."""
     stays = Step(FROM_POD, udp(CLIENT, VIP), Verdict.TRANSLATED, udp(CLIENT, VIP))
     datapath.play(
         Meanwhile(lambda here: here.set_live(switches=Switches.TC | Switches.UDP_STAYS)),
@@ -40,7 +40,7 @@ def test_what_the_host_may_translate_stays_as_it_is(datapath: Datapath) -> None:
 
 
 def test_no_checksum_stays_no_checksum(datapath: Datapath) -> None:
-    """IPv4 has it so (RFC 768); IPv6 for tunnels (RFC 6935)."""
+    """A checksum of zero means none: in IPv4 (RFC 768), and in IPv6 for tunnels (RFC 6935)."""
     datapath.play(
         Step(FROM_POD, udp(CLIENT, VIP, chksum=0), Verdict.BALANCED, udp(CLIENT, BACKEND, chksum=0)),
         Step(TO_POD, udp(BACKEND, CLIENT, chksum=0), Verdict.REVERSED, udp(VIP, CLIENT, chksum=0)),
@@ -58,7 +58,7 @@ def test_a_checksum_that_comes_out_as_zero_is_sent_as_all_ones(datapath: Datapat
 
 
 def test_a_wrong_checksum_stays_wrong(datapath: Datapath) -> None:
-    """The receiver must notice: the difference between wrong and right is what it was."""
+    """The receiver must notice: translation keeps the difference between the wrong checksum and the right one."""
     right = datapath.see(FROM_POD, udp(CLIENT, VIP).frame(datapath.family))[1].data
     frame = bytearray(udp(CLIENT, VIP).frame(datapath.family))
     checksum = slice(len(frame) - len(b"question") - 2, len(frame) - len(b"question"))

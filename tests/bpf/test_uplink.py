@@ -1,4 +1,4 @@
-"""Packets to and from other nodes with forwarding redirect: past the host's stack where that is safe."""
+"""Packets to and from other nodes with forwarding redirect: they bypass the host's stack where that is safe."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from harness import FROM_POD, NEXT, REDIRECT
-from nodes import (
-    LO,
-    NETWORKS,
-    NOWHERE,
-    REMOTE,
-    ROUTER_MAC,
-    SERVER_MAC,
-    UPLINK_MTU,
-    Uplink,
-    routed,
-    with_hop_limit,
-)
+from nodes import LO, NETWORKS, NOWHERE, REMOTE, ROUTER_MAC, SERVER_MAC, UPLINK_MTU, Uplink, routed, with_hop_limit
 from packets import (
     BACKEND,
     CLIENT,
@@ -51,7 +40,7 @@ ROUTER = Host("192.168.7.9", "fd00:7::9")
 
 
 def one_hop_less(packet: Packet, family: int) -> bytes:
-    """The link-layer addresses are the kernel's to write."""
+    """The packet with one hop less; the kernel writes the link-layer addresses later."""
     return with_hop_limit(packet, family, 63)
 
 
@@ -87,7 +76,7 @@ def test_through_a_vip_it_is_translated_first(uplink):
     ids=["mid-stream", "answer", "first"],
 )
 def test_a_neighbour_that_is_not_known(uplink, packet, way):
-    """The kernel asks for it; of a connection that begins the stack does, which tells the pod if nobody answers."""
+    """The kernel asks for it. For a first packet the stack asks, which tells the pod if nobody answers."""
     forget_neighbour(uplink)
     assert sent(uplink, packet.frame(uplink.family))[0] is way
 
@@ -99,7 +88,7 @@ def forget_neighbour(uplink: Uplink) -> None:
 
 @pytest.mark.parametrize("flags", ["S", "A"])
 def test_what_comes_in_by_an_uplink_has_to_go_back_by_one(uplink, flags):
-    """An answer through the stack would be of a connection that conntrack has not seen begin."""
+    """Otherwise the answer goes through the stack, whose conntrack has not seen the connection begin."""
     packet = tcp(REMOTE, BACKEND, flags).frame(uplink.family)
     assert uplink.arrive(packet)[0] is Way.PEER
     forget_neighbour(uplink)
@@ -119,7 +108,7 @@ def test_the_hosts_own_addresses_are_no_pods(uplink):
 
 
 def test_a_known_connection_of_the_hosts_is_young_again_with_each_first_packet(uplink):
-    """A look at conntrack that began before must not forget it."""
+    """So that a scan of conntrack that began earlier does not forget the connection."""
     uplink.leave(tcp(CLIENT, REMOTE, "S").frame(uplink.family))
     with uplink.node.generation.map("host_flows", uplink.family) as flows:
         for key, value in list(flows.items()):
@@ -203,7 +192,7 @@ def test_what_is_unsure_leaves_by_the_hosts_stack(uplink, way, obstacle):
     ids=["data", "syn", "udp"],
 )
 def test_a_packet_from_another_node_is_handed_to_its_pod(uplink, packet):
-    """Of the server behind the veth, whose link can be told from `lo`."""
+    """The pod is the server behind the veth, whose link can be told from `lo`."""
     packet = Packet(packet.source, BACKEND.host, packet.payload)
     way, verdicts, action, frame = uplink.arrive(packet.frame(uplink.family))
     assert (way, len(verdicts), action) == (Way.PEER, 1, REDIRECT)
@@ -211,7 +200,7 @@ def test_a_packet_from_another_node_is_handed_to_its_pod(uplink, packet):
 
 
 def flow_of_the_server(uplink: Uplink, protocol: str = "tcp") -> Endpoint:
-    """The pod behind the veth has reached REMOTE through the VIP; its end of that."""
+    """Let the pod behind the veth reach REMOTE through the VIP; returns the pod's end of that connection."""
     client = BACKEND.on(40001)
     with uplink.node.table() as table:
         table.unsettle(StandingKind.FLOWS, [uplink.node.server_link])
@@ -292,7 +281,7 @@ def test_what_is_unsure_goes_on_through_the_hosts_stack(uplink, way, obstacle):
 
 @pytest.mark.parametrize("packet", [tcp(CLIENT, REMOTE, "S"), udp(CLIENT, REMOTE)], ids=["syn", "udp"])
 def test_what_leaves_by_the_hosts_stack_is_the_hosts_connection(uplink, packet):
-    """Whatever VIP it was sent to: here it has been translated by the host."""
+    """The packet leaves as the host has translated it, whatever VIP it was sent to."""
     uplink.leave(packet.frame(uplink.family))
     assert uplink.node.unsettled(StandingKind.HOST_FLOWS) == {LO}
     is_tcp = packet.payload(4).name == "TCP"

@@ -92,7 +92,7 @@ def test_datagrams_go_on_while_we_come_and_go(together: Together) -> None:
         together.daemon.command("cleanup")
         answered()
         together.daemon.start()
-    assert ours, "what kube-proxy began is taken over"
+    assert ours, "the flows that kube-proxy began are imported"
 
 
 def test_node_ports_on_addresses_that_we_leave_to_kube_proxy(together: Together) -> None:

@@ -51,7 +51,7 @@ def form(request):
 
 @pytest.fixture(scope="module")
 def attached_long_ago(world):
-    """As if the programs had been: for two minutes after that, datagrams of unconnected sockets are the link's."""
+    """As if the programs had been: for two minutes, they leave datagrams of unconnected sockets to the link."""
     datagrams_since(world, 0)
 
 

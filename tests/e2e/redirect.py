@@ -38,6 +38,7 @@ def ways(daemon: Daemon) -> dict[str, float]:
 
 
 def straight(counts: dict[str, float]) -> float:
+    """How many of these packets bypassed the host's stack."""
     return counts["peer"] + counts["neighbour"]
 
 

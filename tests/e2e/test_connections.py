@@ -48,7 +48,7 @@ def says(handle, protocol=Protocol.TCP):
 
 
 def new_connections_go_to(world, service, family, names):
-    """Until that is so; for both protocols they are the same set."""
+    """Wait until new connections, of either protocol, go to exactly these servers."""
 
     def settled():
         return {ask(world.client, service.vip(family), 80).server for _ in range(20)} == names
@@ -211,7 +211,7 @@ def test_the_client_port_of_a_connection_to_the_vip_is_free_for_one_to_the_backe
 
 
 def test_a_connection_through_the_vip_with_the_port_of_an_open_direct_one(world, family):
-    """The other order: the socket path makes such connections all the time, and leaves no flow."""
+    """Here the direct connection is first, as the socket path makes them all the time, without a flow."""
     web = world.webs[0]
     service = world.service([web])
     source_port = SOURCE_PORT + 200 + family

@@ -99,7 +99,7 @@ def test_backends_come_and_go_without_a_failed_request(world, family):
 
 
 def rests(load, server):
-    """Nothing more to `server` in the next 50 answers."""
+    """True if none of the next 50 answers comes from `server`."""
     seen = load.answers[server]
     load.go_on(50)
     return load.answers[server] == seen

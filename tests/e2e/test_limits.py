@@ -23,7 +23,7 @@ def world():
 
 
 def test_a_flow_table_without_room_is_named_and_established_flows_go_on(world):
-    """2,048 entries are 1,024 connections. An LRU lets go of those used longest ago, never of what is in use."""
+    """2,048 entries are 1,024 connections. An LRU evicts those used longest ago, never one in use."""
     service = world.service(world.webs, HTTP)
     with opened(world.client, service.vip(4), 80) as early:
         read_answer(early, 0)

@@ -19,7 +19,7 @@ DRAINED_SECONDS = 20  # the daemon looks every five seconds
 
 @pytest.fixture(scope="module")
 def world():
-    """One of its own: connections of other tests would have to end first, and the flags change."""
+    """A world of its own: connections of other tests would have to end first, and the flags change."""
     with running_world(mode="tc") as world:
         yield world
 
@@ -72,7 +72,7 @@ def test_programs_that_somebody_took_off_come_back(world, service):
 
 
 def test_maglev_gives_the_same_backend_to_the_same_connection(world, service, family):
-    """Each time, and when a backend that it did not have goes; and what was begun at random goes on meanwhile."""
+    """It does so each time, and when another backend goes. Connections begun at random go on meanwhile."""
 
     def dealt():
         return {port: chosen(world.client, service.vip(family), port) for port in PORTS}

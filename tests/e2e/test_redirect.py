@@ -1,4 +1,4 @@
-"""Forwarding redirect: what goes straight to the pod, what stays the host's, and that no pod can tell which."""
+"""Forwarding redirect: which packets bypass the host's stack, which do not, and that no pod can tell."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def known(world, service, family):
 
 
 def goes_straight(world, service, family) -> bool:
-    """Whether a new connection to the server passes by the host's stack.
+    """True if a new connection to the server bypasses the host's stack.
 
     One in a hundred does not: its client's port is that of a connection that conntrack remembers from another test.
     """
@@ -54,7 +54,7 @@ def goes_straight(world, service, family) -> bool:
 
 @contextmanager
 def heard(node: Node, link: str) -> Iterator[socket.socket]:
-    """What the host sends over a link to a pod, and hears from it: the short cut passes by the former."""
+    """A socket that sees what the host sends to a pod and hears from it; the host sends no redirected packet."""
     with node.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as handle:
         handle.bind((link, 3))
         yield handle
@@ -134,7 +134,7 @@ def test_a_packet_at_the_end_of_its_hops_is_answered_by_the_host(world, service,
 
 
 def test_a_port_that_nobody_listens_on_is_told_of(world, family, known):
-    """The ICMP error goes the way of the datagram, and a firewall that drops what it does not know is passed by."""
+    """The ICMP error goes the way of the datagram, so it never meets a firewall that drops what it does not know."""
     service = world.service([world.webs[0]], {"deaf": (54, "UDP", 5454)})
     with strict_firewalls(world.node), opened(world.client, service.vip(family), 54, Protocol.UDP) as handle:
         handle.send(b"?")
@@ -157,7 +157,7 @@ def test_a_smaller_mtu_on_the_same_node_is_discovered(world, service, family, kn
 
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
 def test_switching_breaks_no_connection_beside_a_strict_firewall(world, service, family, protocol, known):
-    """Those that began on either way, while bulk data is on its way too."""
+    """Connections that began on either way go on, beside a bulk transfer."""
     port = {Protocol.TCP: 80, Protocol.UDP: 53}[protocol]
     with (
         strict_firewalls(world.node),
@@ -176,7 +176,7 @@ def test_switching_breaks_no_connection_beside_a_strict_firewall(world, service,
 
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
 def test_what_the_host_translates_stays_with_the_host(world, service, family, protocol, known):
-    """A VIP that only the host knows: begun before redirect and during it, answers come back from the VIP."""
+    """Only the host knows the VIP. Connections begin before redirect and during it; answers come from the VIP."""
     vip = {4: "10.98.0.1", 6: "fd00:98::1"}[family]
     port = {Protocol.TCP: 8080, Protocol.UDP: 5353}[protocol]
     rules = TRANSLATING.format(ip="ip" if family == 4 else "ip6", vip=vip, to=world.webs[0].address(family))
@@ -198,7 +198,7 @@ def test_what_the_host_translates_stays_with_the_host(world, service, family, pr
 
 
 def test_large_datagrams_that_the_host_translates(world, service, family, known):
-    """The fragments have no ports to know them by, and the answer is none: it has to go back through the host."""
+    """The fragments have no ports to know them by; the answer is no fragment, and has to go back through the host."""
     vip = {4: "10.98.0.2", 6: "fd00:98::2"}[family]
     rules = TRANSLATING.format(ip="ip" if family == 4 else "ip6", vip=vip, to=world.webs[0].address(family))
     world.node.run(["nft", "-f", "-"], input=rules)
@@ -222,7 +222,7 @@ def test_large_datagrams_that_the_host_translates(world, service, family, known)
 
 @pytest.mark.parametrize("alive", [True, False], ids=["", "without-a-daemon"])
 def test_an_address_that_moves_to_a_new_pod_at_once(world, service, family, known, alive):
-    """With the daemon gone, what the programs know of the old pod's link is stale: the host finds the new one."""
+    """The daemon is gone, so what the programs know of the old pod's link is stale: the host finds the new link."""
     old = world.node.pod("old")
     server = world.serve(old)
     until(lambda: ask(world.client, old.address(family), 8080).server == "old", "the pod to be known")

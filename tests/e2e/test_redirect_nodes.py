@@ -1,4 +1,4 @@
-"""Forwarding redirect between nodes: out to the next hop, and from the uplink straight into the pod."""
+"""Forwarding redirect between nodes: from the pod to the next hop, and from the uplink into the pod."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Path:
             self.world.switch(daemon, **changes)
 
     def goes_straight(self) -> bool:
-        """Whether a new connection passed by both nodes' stacks, while nothing else is straight."""
+        """True if a new connection bypasses both nodes' stacks, while no other does."""
         before = [straight(ways(daemon)) for daemon in self.daemons]
         ask(self.client, self.vip, 80)
         after = [straight(ways(daemon)) for daemon in self.daemons]
@@ -144,7 +144,7 @@ def test_switching_breaks_nothing_beside_strict_firewalls(path, protocol):
 
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
 def test_what_the_hosts_translate_stays_with_them(path, protocol):
-    """A VIP that only the client's node knows, as a kube-proxy does: begun before redirect and during it."""
+    """Only the client's node knows the VIP, as with a kube-proxy; connections begin before redirect and during it."""
     vip = {4: "10.98.0.1", 6: "fd00:98::1"}[path.family]
     port = {Protocol.TCP: 8080, Protocol.UDP: 5353}[protocol]
     rules = TRANSLATING.format(ip="ip" if path.family == 4 else "ip6", vip=vip, to=path.address)
@@ -166,7 +166,7 @@ def test_what_the_hosts_translate_stays_with_them(path, protocol):
 
 
 def test_an_error_about_a_straight_connection_reaches_its_sender(path):
-    """The server's node finds the pod's link too narrow, and says so from its own address, which is none of a pod's."""
+    """The server's node finds the pod's link too narrow, and says so from its own address, which is no pod's."""
     node = path.server.node
     node.ip(f"link set {path.server.host_link} mtu 1300")
     try:
@@ -224,7 +224,7 @@ def test_a_trace_says_that_a_packet_leaves_by_the_neighbour(path):
 @pytest.mark.parametrize("path", ["near"], indirect=True)
 @pytest.mark.parametrize("family", [4], indirect=True)
 def test_ipsec_policies_keep_packets_on_the_hosts_way(path):
-    """The stack encrypts what they say; the short cut would not."""
+    """The stack encrypts packets as the policies say; redirected packets would leave unencrypted."""
     policy = "src 192.0.2.1/32 dst 192.0.2.2/32 dir out"
     node, daemon = path.client.node, path.daemons[0]
     node.ip(f"xfrm policy add {policy} tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel")

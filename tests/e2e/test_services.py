@@ -48,7 +48,7 @@ def test_a_backend_on_another_node_is_reached_from_both_nodes(world, family, pro
 
 @pytest.mark.parametrize("where", ["this node", "another node", "outside of the cluster"])
 def test_a_backend_that_is_no_pod(world, family, protocol, port, where):
-    """As the API server is, behind the Service that every cluster has."""
+    """The API server is one, behind the Service that every cluster has."""
     node2 = world.lab.nodes["node2"]
     place, addresses = {
         "this node": (world.node, (world.node.ip4, world.node.ip6)),

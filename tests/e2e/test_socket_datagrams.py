@@ -68,7 +68,7 @@ def test_a_backend_itself_and_its_vip_are_told_apart(world, form):
 
 
 def test_a_vip_that_a_socket_has_not_used_for_two_minutes_is_none_of_its_own(world, form):
-    """Of two VIPs of one backend the first one is led there, whichever that is by then."""
+    """Of two VIPs of one backend, the socket is led there for the one used first, before the silence and after."""
     first, second = (vip_of(world.service(world.webs[:1]), form) for _ in range(2))
     with socket_of(world.client, first, Protocol.UDP) as handle, counted(world, connected=2, balanced=2):
         for vip in (first, second):
@@ -109,7 +109,7 @@ def test_more_vips_than_a_socket_remembers_are_left_to_the_link(world, form):
 
 
 def test_what_may_be_in_mid_flow_stays_with_the_link(world, service, form):
-    """A socket that has sent before the programs came, and goes on to do so."""
+    """The socket has sent before the programs came, and goes on sending."""
     vip = vip_of(service, form)
     try:
         datagrams_since(world, now_seconds() + 100)

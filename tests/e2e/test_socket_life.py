@@ -27,7 +27,7 @@ def terminating(pod):
 
 
 def aborted(handle):
-    """Whether the application has been told, though it did nothing but wait."""
+    """True if the application has been told, though it did nothing but wait."""
     handle.settimeout(0.05)
     try:
         handle.recv(100)
@@ -103,7 +103,7 @@ def test_unconnected_udp_moves_when_its_backends_id_is_anothers(world, form):
 
 
 def test_many_sockets_end_together_and_no_other(world, family):
-    """More backends than the request to the kernel names one by one."""
+    """There are more backends than the request to the kernel names one by one."""
     web1, web2, _ = world.webs
     ports = {f"p{number}": (6000 + number, "TCP", 8080) for number in range(40)}
     service, other = world.service([web1], ports), world.service([web1])
@@ -127,7 +127,7 @@ def test_many_sockets_end_together_and_no_other(world, family):
 
 
 def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
-    """Killed between the write to the table and the end of the sockets."""
+    """The daemon is killed between the write to the table and the end of the sockets."""
     service = world.service(world.webs[:1])
     daemon = world.daemon
     with connected(world, service, form) as stream, connected(world, service, form, Protocol.UDP) as datagrams:
@@ -144,7 +144,7 @@ def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
 
 
 def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(world, form, protocol):
-    """Programs of a version that had no map of it. Other sockets were led to who had the backend's id before."""
+    """An earlier version's programs had no such map. Other sockets were led to the id's former backend."""
     web1, web2, _ = world.webs
     service, daemon, family = world.service([web1]), world.daemon, FORMS[form]
     with connected(world, service, form, protocol) as handle, ExitStack() as others:
@@ -222,7 +222,7 @@ def mode_of(world):
 
 
 def talks(handle, protocol):
-    """The connection still carries what is said, and to whom it was said before."""
+    """True if the connection still carries data, to the same server as before."""
     if protocol is Protocol.TCP:
         echo(handle, b"still here")
     else:

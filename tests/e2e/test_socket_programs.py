@@ -151,7 +151,7 @@ def test_curl(world, family):
 
 
 def test_dig(world, family, resolver):
-    """It binds its sockets to a port first: they are the link's."""
+    """dig binds its sockets to a port first, so they are left to the link."""
     _, vip = resolver
     for flags in ((), ("+tcp",)):
         with counted(world, connected=0, balanced=1):
@@ -168,7 +168,7 @@ def test_the_resolver_of_glibc(world, family, resolver):
 
 
 def test_the_resolver_of_musl(world, family, resolver, tmp_path):
-    """It sends from an unconnected socket and drops what does not come from where it has sent to."""
+    """musl sends from an unconnected socket, and drops answers of any other address than the one that it asked."""
     source, program = tmp_path / "resolve.c", tmp_path / "resolve"
     source.write_text(RESOLVE)
     subprocess.run(["musl-gcc", "-static", "-o", program, source], check=True)
@@ -179,7 +179,7 @@ def test_the_resolver_of_musl(world, family, resolver, tmp_path):
 
 
 def test_nginx_as_a_proxy_to_a_vip(world, family, tmp_path):
-    """A pod that is a backend and a client: its upstream is a VIP, and connections to that are kept."""
+    """The pod is a backend and a client: nginx's upstream is a VIP, and it keeps connections to the VIP."""
     proxy, web = world.webs[1], world.webs[0]
     with pages(web, 8000, family), ExitStack() as stack:
         upstream = world.service([web], HTTP, wait=False)

@@ -122,7 +122,7 @@ def test_a_refused_datagram_is_told_as_ever(world, form):
 
 
 def test_a_connection_that_failed_leaves_nothing(world, form):
-    """Its socket goes on to the pod itself, which must not be shown as the VIP."""
+    """The socket connects to the pod itself next, which must not be shown as the VIP."""
     web = world.webs[0]
     deaf = world.service([web], {"deaf": (90, "TCP", 9090)}, wait=False)
     vip, own = vip_of(deaf, form), written(web.address(FORMS[form]), form)
@@ -183,7 +183,7 @@ def test_a_flow_does_not_take_the_answers_of_a_socket_that_was_led_to_its_backen
 
 
 def test_affinity_is_the_links_in_both_modes(world, family, protocol):
-    """Keyed by the client's address, which is not known at connect(): the link decides, so no switch moves a client."""
+    """Affinity goes by the client's address, unknown at connect(): the link decides, so no switch moves a client."""
     service = world.service(world.webs, sessionAffinity="ClientIP")
     seen = set()
     for mode in ("hybrid", "tc", "hybrid"):
@@ -229,7 +229,7 @@ def test_sockets_of_the_host_network_are_left_alone(world, service, form, protoc
 
 
 def test_mptcp_is_left_to_the_link(world, service, family):
-    """Its socket is another than those that connect."""
+    """The application's socket is another one than those that connect."""
     with world.client.socket(
         {4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM, IPPROTO_MPTCP
     ) as handle:

@@ -96,7 +96,7 @@ def test_a_datagram_too_large_for_the_path_is_reported_at_the_client(world, fami
 
 
 def test_an_icmp_error_seems_to_come_from_the_vip(world, near, family):
-    """The backend's own port unreachable, for a port that nobody listens on behind a Service that has it."""
+    """The backend sends a port unreachable, since nobody listens on a target port of the Service."""
     service = world.service([world.webs[0]], {"deaf": (54, "UDP", 5454)})
     level, option = {4: (socket.IPPROTO_IP, IP_RECVERR), 6: (socket.IPPROTO_IPV6, IPV6_RECVERR)}[family]
     with world.client.socket(family_of(service.vip(family)), socket.SOCK_DGRAM) as handle:

@@ -1,4 +1,4 @@
-"""Another version takes over on one of two nodes whose pods reach each other past the hosts' stacks."""
+"""Another version takes over on one of two nodes, while packets between their pods bypass the hosts' stacks."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ CHANGES = {
 class Traffic:
     """What must not notice an upgrade: connections, new ones, UDP clients with fixed ports, affinity.
 
-    Not `known` means that flows are not carried over: then without UDP, and without a second VIP of the same backends,
-    where a new connection may have the client port of one that is not known any more.
+    `known`: flows are migrated. Otherwise there is no UDP, and no second VIP of the same backends, at which a new
+    connection may have the client port of a connection that is not known any more.
     """
 
     def __init__(self, world, client, servers, *, connections=CONNECTIONS, known=True):

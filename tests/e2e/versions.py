@@ -48,7 +48,7 @@ SCHEMA: list[Edit] = [
     ("kproxy_ebpf/datapath/flows/sweep.py", "xB3x8xI", "xB3x12xI"),
 ]
 
-# A field of a flow in another size: its entries can't be carried over.
+# A field of a flow in another size: its entries can't be migrated.
 OTHER_SIZE: list[Edit] = [
     (CONTRACT, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
     ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=IIIIBxHI"),

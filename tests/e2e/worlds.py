@@ -25,7 +25,7 @@ from kproxy_ebpf.model.services import Protocol
 BULK = (5001, "TCP", 5001)
 TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
 # As on every node that a kube-proxy serves. Without it conntrack drops a new connection that would be mistaken for one
-# that it has translated and remembers; with it that one gets another source port.
+# that it has translated and remembers; with it the new connection gets another source port.
 NAT = "table inet nat { chain postrouting { type nat hook postrouting priority 100; }; }"
 VARIANTS = {
     "tcx": {"attach": "tcx", "mode": "tc"},
@@ -180,7 +180,7 @@ def close_world(world: World) -> None:
 
 @contextmanager
 def running_world(*, underlay: Underlay = Underlay.ROUTED, **options: object) -> Iterator[World]:
-    """`build_world` and its end."""
+    """A world that is built before the block and closed after it."""
     with Lab(underlay) as lab:
         world = build_world(lab, **options)
         yield world

@@ -1,3 +1,5 @@
+"""When the flow table counts as crowded."""
+
 import pytest
 
 from kproxy_ebpf.daemon.flows import crowded

@@ -159,7 +159,7 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
 
     async def scenario() -> None:
         keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
-        await asyncio.sleep(0.05)  # several looks at flows that live
+        await asyncio.sleep(0.05)  # several sweeps of flows that live
         assert subject.admits("vethx")
         assert not datapath.switches
         datapath.live_flows = False
@@ -262,7 +262,7 @@ def test_packets_are_redirected_in_every_mode_that_is_on(mode: str, redirects: b
 async def test_connections_are_looked_up_once_packets_are_redirected(
     datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings alone are too early: what begins before the switch is turned on is not noted."""
+    """Settings alone are too early: connections that begin before the switch is turned on are not recorded."""
     monkeypatch.setattr(modes, "redirects", lambda: True)
     subject, keeper = pods_with("off", datapath)
     looks: list[bool] = []

@@ -90,7 +90,7 @@ async def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None
 
 
 async def test_the_last_change_is_written_at_the_end(tmp_path: Path) -> None:
-    """It came while the file rested from the write before."""
+    """The change came while the file rested from the write before."""
     path = tmp_path / "status.json"
     content = {"pid": 1}
     file = StatusFile(path, lambda: dict(content))

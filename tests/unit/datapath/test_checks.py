@@ -1,3 +1,5 @@
+"""What `check` says of a node."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -126,7 +126,7 @@ async def test_the_symlink_swap_of_a_mounted_config_map(tmp_path, watch, monkeyp
     watched = await watch()
     assert watched.services == {"old"}
 
-    def swapped() -> bool:  # again and again, for the watch begins a little after the first look
+    def swapped() -> bool:  # again and again, for the watch begins a little after the first reading
         (tmp_path / "..data_tmp").symlink_to("..v2")
         (tmp_path / "..data_tmp").rename(tmp_path / "..data")
         return watched.services == {"new"}

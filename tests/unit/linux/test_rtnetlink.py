@@ -1,3 +1,5 @@
+"""Links, routes and neighbours, from what pyroute2 decodes."""
+
 from __future__ import annotations
 
 import asyncio

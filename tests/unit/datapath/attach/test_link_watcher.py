@@ -19,7 +19,7 @@ class FakeAttacher:
 
 
 async def test_links_are_ready_after_the_look_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is under way when somebody asks may have passed the links by that are meant."""
+    """A scan that is under way when somebody asks may already be past the links that are meant."""
     loop, looks = asyncio.get_running_loop(), 0
     ready: list[int] = []
 

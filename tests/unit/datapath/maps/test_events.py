@@ -1,3 +1,5 @@
+"""An event in the ring buffer, decoded."""
+
 from __future__ import annotations
 
 import pytest
