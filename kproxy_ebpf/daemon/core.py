@@ -25,7 +25,7 @@ from kproxy_ebpf.daemon.explain import Explainer
 from kproxy_ebpf.daemon.flows import keep_room
 from kproxy_ebpf.daemon.modes import ModeSwitch
 from kproxy_ebpf.daemon.options import Options
-from kproxy_ebpf.daemon.reports import Reports, full_sentence
+from kproxy_ebpf.daemon.reports import DatapathReports, Reports, full_sentence
 from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
@@ -93,6 +93,9 @@ class Daemon:
                 start_part("source", cluster.source.run(backlog.feed))
                 datapath = await Datapath.prepare(options)
                 stack.callback(datapath.close)  # after all parts have ended
+                datapath_reports = DatapathReports(datapath.generation)
+                stack.callback(datapath_reports.close)
+                self.metrics.registry.register(DatapathCollector(datapath_reports.read))
                 await self._serve(cluster, datapath, backlog, start_part)
 
     async def _follow_settings(self, cluster: Cluster, start_part: Start) -> None:
@@ -127,7 +130,6 @@ class Daemon:
         )
         modes = self._modes = ModeSwitch(datapath, self.keeper, self.metrics, self.health, self._changed)
         self.keeper.listen(lambda _: self._settings_changed(reconciler))
-        self.metrics.registry.register(DatapathCollector(datapath.reading))
         start_part("status", self.status.run())
         if datapath.is_ready:
             await datapath.sockets.catch_up()

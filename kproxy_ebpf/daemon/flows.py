@@ -1,7 +1,7 @@
-"""Keeps room in the flow tables, and says so where that does not help.
+"""The flow tables, from the daemon's side: what begins and ends with the modes, and the room in them.
 
-A flow table never refuses an entry: full, it forgets others (datapath/sweep.py). An established connection that has
-been idle for long may be among them, so it is said while it can still be changed.
+A flow table never refuses an entry: a full one forgets others (datapath/flows/sweep.py), and an established connection
+that has been idle for long may be among them. So /healthz tells of a table that is nearly full while it can be changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 import structlog
 
 from kproxy_ebpf.contract.maps import FAMILIES, pinned_name
-from kproxy_ebpf.datapath.flows.sweep import Swept, sweep
+from kproxy_ebpf.datapath.flows import host_udp
+from kproxy_ebpf.datapath.flows.records import live_connections
+from kproxy_ebpf.datapath.flows.sweep import Swept, forget_all, sweep
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.observe.health import Health
@@ -23,8 +25,37 @@ NO_LINK = 0
 CROWDED = 0.9  # the kernel begins to evict a little before a table is full: each CPU keeps free entries back
 
 
+class Flows:
+    """The flows of one generation. All methods raise OSError, and block for as long as a walk through a table takes."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def has_live(self) -> bool:
+        """True if any connection still needs the programs."""
+        return any(True for family in FAMILIES for _ in live_connections(self._generation, family))
+
+    def forget(self) -> None:
+        """Forget all flows, for when no link carries programs.
+
+        Their connections have ended or gone on without programs, and others may have their ports: once there are
+        programs again, an old flow would be taken for such a connection's.
+        """
+        self._generation.retire_kept()
+        for family in FAMILIES:
+            forget_all(self._generation, family)
+
+    def import_udp(self) -> int:
+        """See `host_udp.import_udp`."""
+        return host_udp.import_udp(self._generation)
+
+    def forget_unserved_udp(self) -> int:
+        """See `host_udp.forget_unserved_udp`."""
+        return host_udp.forget_unserved_udp(self._generation)
+
+
 def crowded(swept: dict[int, Swept]) -> str | None:
-    """Which families' flow tables have hardly any room after a sweep; None where all have."""
+    """Names the flow tables that have hardly any room after a sweep; None if all have room."""
     full = [
         f"table {pinned_name('flows', family)} holds {each.left} of {each.limit} entries and forgets the oldest: "
         "raise --max-flows"
@@ -37,8 +68,8 @@ def crowded(swept: dict[int, Swept]) -> str | None:
 def sweep_and_settle(generation: Generation, family: int) -> Swept:
     """Sweep, and tell the programs which links have no flows: packets there need no look-up. Raises OSError.
 
-    While there are flows of links that nobody knows (adopted ones, or of an earlier version), any link may have them;
-    and so it may while the programs of another generation, which look at the same links, serve flows of their own.
+    Imported flows, and those of an earlier version, do not say which link they belong to: while there are any, no link
+    is settled. Nor is one while programs of another generation, which read the same links, serve flows of their own.
     """
     with PodLinkTable(generation, family) as table:
         unsettled = table.unsettled(StandingKind.FLOWS)

@@ -57,7 +57,7 @@ class ModeSwitch:
         self._failures = metrics.attach_failures
         uplinks = Uplinks(datapath.generation, datapath.uplink_attacher, self._cluster, health)
         self.forwarding = ForwardingTables(datapath.generation, uplinks, self._is_redirecting, health)
-        self._drained = not self.is_on and not datapath.has_live_flows()
+        self._drained = not self.is_on and not datapath.flows.has_live()
         self._changed_settings = asyncio.Event()
         self.switched = asyncio.Event()  # the settings of the start are in force
         self.links = LinkWatcher(
@@ -98,7 +98,7 @@ class ModeSwitch:
                 continue
             self.switched.set()
             if not self.is_on and not self._drained:
-                has_flows = await asyncio.to_thread(self._datapath.has_live_flows)
+                has_flows = await asyncio.to_thread(self._datapath.flows.has_live)
                 if not has_flows and not self.is_on:  # the mode may have changed while flows were counted
                     self._drained = True
                     self.links.reconsider()
@@ -124,15 +124,15 @@ class ModeSwitch:
         self.forwarding.wake()
         if wanted & Switches.TC:
             await self.links.ready.wait()
-            await asyncio.to_thread(self._datapath.import_udp)
+            await asyncio.to_thread(self._datapath.flows.import_udp)
         self._datapath.switch(wanted)
         if wanted & Switches.TC and has_just_come:
-            await asyncio.to_thread(self._datapath.forget_unserved_udp)
+            await asyncio.to_thread(self._datapath.flows.forget_unserved_udp)
 
     async def _come_back(self) -> None:
         """Programs are wanted again at links that have none: they find no flows of before."""
         if self.is_on and self._drained:
-            await asyncio.to_thread(self._datapath.forget_flows)
+            await asyncio.to_thread(self._datapath.flows.forget)
             self._drained = False
             self.links.reconsider()
 

@@ -1,4 +1,4 @@
-"""What the reconciler does, as logs, metrics and health."""
+"""What the reconciler does, as logs, metrics and health; what the programs count, as metrics."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from itertools import islice
 
 import structlog
 
+from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy, Ways
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import ServiceName
 from kproxy_ebpf.model.snapshot import Event, Kind, Refused, Removed, Snapshot, Upserted
 from kproxy_ebpf.observe.health import Health
-from kproxy_ebpf.observe.metrics import Metrics
+from kproxy_ebpf.observe.metrics import DatapathReading, Metrics
 from kproxy_ebpf.reconcile.services import Observer, Sync
 
 log = structlog.get_logger(__name__)
@@ -99,6 +101,23 @@ class Reports(Observer):
         named = [f"{refused.ref}: {refused.reason}" for refused in islice(snapshot.refused.values(), NAMED_IN_HEALTH)]
         sentence = f"{len(snapshot.refused)} refused, such as {'; '.join(named)}" if named else None
         self.health.problem("refused", sentence)
+
+
+class DatapathReports:
+    """What the maps of one generation say, for metrics. Keeps the counters open; `close` when done."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._counters, self._ways, self._occupancy = Counters(generation), Ways(generation), Occupancy(generation)
+
+    def read(self) -> DatapathReading:
+        """Raises OSError."""
+        verdicts = {verdict.name.lower(): count for verdict, count in self._counters.read().items()}
+        ways = {way.name.lower(): count for way, count in self._ways.read().items()}
+        return DatapathReading(verdicts, self._occupancy.read(), ways)
+
+    def close(self) -> None:
+        self._counters.close()
+        self._ways.close()
 
 
 def full_sentence(tables: Counter[str]) -> str | None:

@@ -52,6 +52,11 @@ class Sockets:
             self._is_attached = True
             log.info("socket programs attached", cgroup=str(self._hooks.cgroup))
 
+    def swap(self) -> None:
+        """Bring programs that are attached up to date, for an upgrade; attach none where there are none."""
+        if self.is_attached:
+            self.attach()
+
     @property
     def cgroup(self) -> str | None:
         """Whose sockets the programs are attached to; None while they are not."""

@@ -107,10 +107,10 @@ def test_flows_of_before_are_forgotten(node: Datapath, both: dict[int, Programs]
         programs.add_frontend(VIP, [1])
         programs.play(*CLOSED)
         assert programs.flow(BACKEND, CLIENT, TO_POD), "a new connection without a VIP would be taken for it"
-    assert not node.has_live_flows()
+    assert not node.flows.has_live()
     kept = node.generation.root / "kept"
     (kept / "maps").mkdir(parents=True)
-    node.forget_flows()
+    node.flows.forget()
     assert not kept.exists(), "nor do programs of before have packets of flows that only they know"
     for programs in both.values():
         assert list(programs.flows.keys()) == []

@@ -85,7 +85,7 @@ def test_entries_of_another_layout_are_carried_over_by_field(
     assert contents.backends == {1: WRITES.backends[1]._replace(epoch=9, service_id=7)}
     assert (contents.frontends, contents.source_ranges) == (WRITES.frontends, WRITES.source_ranges)
     tables.close()
-    second.inherit()
+    second.copy_flows()
     with second.map("flows", 4) as flows:
         carried = flow.from_buffer_copy(flows.lookup(key) or b"")
     told = (carried.backend_id, carried.epoch, carried.service_id, carried.state, carried.created_seconds)

@@ -26,7 +26,7 @@ def successor(in_force: Generation, bpffs: Path, small: Constants) -> Generation
 
 def test_a_flow_that_only_the_predecessor_knows_goes_on(datapath: Datapath, successor: Generation) -> None:
     new = Datapath(successor, datapath.family)
-    successor.inherit()
+    successor.copy_flows()
     datapath.play(*OPENED)  # after the copy: the links have not been swapped yet
     new.play(*DATA)
     error = icmp_error(TOO_BIG, BACKEND.host, CLIENT.host, tcp(CLIENT, BACKEND, "A"), 8)
@@ -45,7 +45,7 @@ def test_what_has_expired_here_hides_nothing_that_the_predecessor_knows(
     """An earlier connection with the same ports was copied, and has expired since."""
     new = Datapath(successor, datapath.family)
     datapath.play(*OPENED)
-    successor.inherit()
+    successor.copy_flows()
     new.age(432001)
     error = icmp_error(TOO_BIG, BACKEND.host, CLIENT.host, tcp(CLIENT, BACKEND, "A"), 8)
     translated = icmp_error(TOO_BIG, VIP.host, CLIENT.host, tcp(CLIENT, VIP, "A"), 8)
@@ -54,7 +54,7 @@ def test_what_has_expired_here_hides_nothing_that_the_predecessor_knows(
 
 def test_new_connections_are_the_successors(datapath: Datapath, successor: Generation) -> None:
     new = Datapath(successor, datapath.family)
-    successor.inherit()
+    successor.copy_flows()
     new.play(*OPENED, *DATA, Step(FROM_POD, udp(OTHER, VIP), Verdict.BALANCED, udp(OTHER, BACKEND)))
     assert list(datapath.flows.keys()) == []
     assert new.flow(OTHER, VIP, FROM_POD, "udp") is not None
@@ -62,7 +62,7 @@ def test_new_connections_are_the_successors(datapath: Datapath, successor: Gener
 
 def test_what_nobody_knows_is_left_to_the_host(datapath: Datapath, successor: Generation) -> None:
     new = Datapath(successor, datapath.family)
-    successor.inherit()
+    successor.copy_flows()
     new.play(
         Step(FROM_POD, tcp(CLIENT, VIP, "A"), Verdict.MIDSTREAM),
         Step(TO_POD, tcp(BACKEND, CLIENT, "A"), Verdict.UNTOUCHED),
@@ -77,7 +77,7 @@ def test_without_a_predecessor_such_a_flow_is_in_midstream(datapath: Datapath, s
 
 def test_a_flow_that_was_copied_needs_no_predecessor(datapath: Datapath, successor: Generation) -> None:
     datapath.play(SYN, *OPENED[1:], Step(FROM_POD, udp(OTHER, VIP), Verdict.BALANCED, udp(OTHER, BACKEND)))
-    successor.inherit()
+    successor.copy_flows()
     datapath.clear_flows()
     again = Step(FROM_POD, udp(OTHER, VIP), Verdict.TRANSLATED, udp(OTHER, BACKEND))
     Datapath(successor, datapath.family).play(*DATA, again)

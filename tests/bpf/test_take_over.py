@@ -17,7 +17,7 @@ from kproxy_ebpf.datapath.generations.sources import Constants
 def test_flows_made_meanwhile_follow(filled: Generation, bpffs: Path, small: Constants) -> None:
     second = ensure(bpffs, replace(small, flows_max=2048))
     closing, open_ = add_flow(filled, 2, state=2), add_flow(filled, 3, state=1)
-    second.inherit()
+    second.copy_flows()
     assert flow_states(second) == flow_states(filled)
     assert len(predecessors(second)) == 6
     second.activate()
@@ -33,13 +33,13 @@ def test_flows_made_meanwhile_follow(filled: Generation, bpffs: Path, small: Con
 
 def test_a_takeover_that_was_killed_is_ended_by_the_next(filled: Generation, bpffs: Path, small: Constants) -> None:
     second = ensure(bpffs, replace(small, flows_max=2048))
-    second.inherit()
+    second.copy_flows()
     second.activate()
     added = add_flow(filled, 2)
     again = ensure(bpffs, replace(small, flows_max=2048))
     assert again == second
     assert again.ready
-    again.inherit()
+    again.copy_flows()
     assert len(predecessors(again)) == 6
     again.activate()
     again.retire_others()
@@ -69,7 +69,7 @@ def test_flows_that_can_not_be_read_stay_with_their_programs(
     relayout(filled, change_text)
     change(sources, "#include", "/* another text */\n#include")
     second = ensure(bpffs, small, sources)
-    second.inherit()
+    second.copy_flows()
     second.activate()
     for _ in range(2):  # and at the next start
         second.retire_others()
@@ -77,7 +77,7 @@ def test_flows_that_can_not_be_read_stay_with_their_programs(
         assert filled.is_complete
     change(sources, "#include", "/* a third */\n#include")
     third = ensure(bpffs, small, sources)
-    third.inherit()
+    third.copy_flows()
     assert predecessors(third) == predecessors(second), "handed on from one generation to the next"
     third.activate()
     third.retire_others()
@@ -97,7 +97,7 @@ def test_back_to_a_generation_that_still_serves_its_flows(
     relayout(filled, lambda text: text["flows_v4"]["value"].update(epoch=[12, 8]))
     change(sources, "#include", "/* another text */\n#include")
     second = ensure(bpffs, small, sources)
-    second.inherit()
+    second.copy_flows()
     second.activate()
     second.retire_others()
     assert len(predecessors(second)) == 6
@@ -107,7 +107,7 @@ def test_back_to_a_generation_that_still_serves_its_flows(
     kept = original.with_name(f"old-{original.name}")
     assert Generation(kept).is_complete
     flows = flow_states(Generation(kept))
-    back.inherit()
+    back.copy_flows()
     back.activate()
     back.retire_others()
     assert flow_states(back) == flows

@@ -6,13 +6,7 @@
     BPFFS/kproxy-ebpf/new-<digest>           one being built, or what a killed build left
     BPFFS/kproxy-ebpf/old-<digest>           one that had to make way for another of its name
 
-The way from one to the next, which no packet notices: `ensure` builds it beside, taking maps over or copying service
-tables; the caller fills these if it is not `ready`, calls `inherit` and `activate`, swaps the attached programs, and
-then calls `retire_others`. Every step may be repeated by another process, if this one is killed.
-
-Flow tables that could not be taken over are copied by `inherit`. What the programs before learn until they are swapped
-is theirs alone, so from then on the new ones hand packets of no known flow to them (the prog array `predecessor`),
-until `retire_others` has fetched the rest.
+datapath/take_over.py tells how one generation follows another.
 """
 
 from __future__ import annotations
@@ -45,7 +39,7 @@ from kproxy_ebpf.linux.bpf import Map, Program
 log = structlog.get_logger(__name__)
 
 KEPT_SECONDS = 432_000
-"""How long programs whose flows can't be carried over go on serving them: the longest time-out of a flow."""
+"""How long programs whose flows can't be copied go on serving them: the longest time-out of a flow."""
 
 _CURRENT = "current"
 _NEW, _OLD = "new-", "old-"
@@ -53,8 +47,8 @@ _NEW, _OLD = "new-", "old-"
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generation's pins. `ready`: its service tables hold what the generation in force holds, so that its programs
-    may take over at once; False for the very first and where the tables could not be carried over.
+    """One generation's pins. `ready`: its service tables hold what those in force hold, so that its programs may take
+    over at once; False for the very first generation, and where the tables could not be copied.
     """
 
     path: Path
@@ -78,14 +72,14 @@ class Generation:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every pin is there."""
+        """True if every pin is there."""
         maps = {pinned_name(name, family) for name in FAMILY_MAPS for family in FAMILIES} | {*SHARED_MAPS}
         programs = {pinned_name(name, family) for family in FAMILIES for name in (*PROGRAMS, *SOCKET_PROGRAMS[family])}
         return maps <= _names(self.path / "maps") and programs <= _names(self.path / "programs")
 
     @property
     def _serves(self) -> bool:
-        """Whether its programs at the links are still pinned; it may be of another version and have other maps."""
+        """True if its programs at the links are still pinned; it may be of another version and have other maps."""
         programs = {pinned_name(name, family) for name in ("from_pod", "to_pod") for family in FAMILIES}
         return programs <= _names(self.path / "programs")
 
@@ -103,31 +97,28 @@ class Generation:
         link.symlink_to(self.digest)
         link.rename(self.root / _CURRENT)
 
-    def inherit(self) -> None:
-        """Learn the flows of the generation in force, and let its programs have the packets of those not known here.
-
-        For the moment before `activate`.
-        """
+    def copy_flows(self) -> None:
+        """Copy the flows of the generation in force, and make that the predecessor. To be called before `activate`."""
         before = _in_force(self.root)
         if before is None or before == self:
             return  # `predecessor` is as an earlier attempt left it
         copy_flows(before.path, self.path)
         if shares_flows(before.path, self.path):
             older = [other for other in self._others() if other != before]
-            self._hand_on_to(older[0] if older else None)
+            self._set_predecessor(older[0] if older else None)
         else:
-            self._hand_on_to(before)
+            self._set_predecessor(before)
 
     def retire_others(self) -> None:
-        """Remove all other generations, once no attached program is theirs, and all that they know of flows is here.
+        """Copy the flows that are missing here, and remove all other generations. No attached program may be theirs.
 
-        Of those whose flows can't be carried over the newest stays: its programs serve them until `retire_aged`, or
-        until the next has to stay.
+        Of those whose flows can't be copied the newest stays the predecessor: its programs serve them until
+        `retire_aged`, or until the next generation has to stay.
         """
         others = self._others()
         unread = [other for other in others if not copy_missing_flows(other.path, self.path)]
         kept = unread[0] if unread else None
-        self._hand_on_to(kept)
+        self._set_predecessor(kept)
         for other in others:
             if other != kept:
                 shutil.rmtree(other.path)
@@ -137,19 +128,19 @@ class Generation:
             )
 
     def retire_aged(self) -> None:
-        """Remove what has been kept for longer than a flow lives."""
+        """Remove a generation that has been kept for its flows for longer than a flow lives."""
         if self.has_predecessor and time.time() - _made_at(self) > KEPT_SECONDS:
             self.retire_kept()
 
     def retire_kept(self) -> None:
-        """Remove what serves flows that are not known here: there are none any more."""
-        self._hand_on_to(None)
+        """Remove the generation that was kept for its flows. To be called when none of them lives any more."""
+        self._set_predecessor(None)
         for other in self._others():
             shutil.rmtree(other.path)
 
     @property
     def has_predecessor(self) -> bool:
-        """Whether another generation serves flows that are not known here."""
+        """True if another generation serves flows that are not known here."""
         return bool(self._others())
 
     def _others(self) -> list[Generation]:
@@ -158,8 +149,8 @@ class Generation:
         others = [Generation(path) for path in folders if path != self.path]
         return sorted(others, key=_made_at, reverse=True)
 
-    def _hand_on_to(self, generation: Generation | None) -> None:
-        """Let another generation's programs, as far as they are still pinned, have the packets of no known flow."""
+    def _set_predecessor(self, generation: Generation | None) -> None:
+        """Let these programs, as far as they are pinned, have the packets of no known flow; with None nobody."""
         present = _names(generation.path / "programs") if generation is not None and generation._serves else set()
         for family, slot in product(FAMILIES, PredecessorIndex):
             index, name = struct.pack("=I", slot), slot.name.lower()

@@ -24,19 +24,36 @@ class FakeSockets:
     is_attached = False
 
 
+class FakeFlows:
+    live = True
+
+    def __init__(self, datapath: "FakeDatapath") -> None:
+        self._datapath = datapath
+        self.imports: list[Switches] = []
+        self.releases: list[Switches] = []
+        self.forget = Mock()
+
+    def import_udp(self) -> int:
+        self.imports.append(self._datapath.switches)
+        return 0
+
+    def forget_unserved_udp(self) -> int:
+        self.releases.append(self._datapath.switches)
+        return 0
+
+    def has_live(self) -> bool:
+        return self.live
+
+
 class FakeDatapath:
     attacher: Any = None
     uplink_attacher: Any = None
     generation: Any = None
-    live_flows = True
     pins = True
     switches = Switches(0)
-    adoptions: list[Switches]
-    releases: list[Switches]
 
     def __init__(self) -> None:
-        self.adoptions, self.releases = [], []
-        self.forget_flows = Mock()
+        self.flows = FakeFlows(self)
         self.sockets = FakeSockets()
 
     def offer_sockets(self) -> None:
@@ -44,17 +61,6 @@ class FakeDatapath:
 
     def switch(self, switches: Switches) -> None:
         self.switches = switches
-
-    def import_udp(self) -> int:
-        self.adoptions.append(self.switches)
-        return 0
-
-    def forget_unserved_udp(self) -> int:
-        self.releases.append(self.switches)
-        return 0
-
-    def has_live_flows(self) -> bool:
-        return self.live_flows
 
     def require_pins(self) -> None:
         if not self.pins:
@@ -113,7 +119,7 @@ def test_pods_links_are_admitted_by_name(datapath: FakeDatapath) -> None:
 
 
 def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: FakeDatapath) -> None:
-    datapath.live_flows = False
+    datapath.flows.live = False
     off, _ = pods_with("off", datapath)
     assert not off.admits("vethx")
 
@@ -146,7 +152,7 @@ async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: Fak
 
 
 def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
-    datapath.live_flows = False
+    datapath.flows.live = False
     subject, _ = pods_with("socket", datapath)
     assert not subject.admits("vethx")
 
@@ -162,10 +168,10 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
         await asyncio.sleep(0.05)  # several sweeps of flows that live
         assert subject.admits("vethx")
         assert not datapath.switches
-        datapath.live_flows = False
+        datapath.flows.live = False
         await admitted_becomes(False, subject)
-        datapath.forget_flows.assert_not_called()
-        datapath.forget_flows.side_effect = lambda: admitted.append(subject.admits("vethx"))
+        datapath.flows.forget.assert_not_called()
+        datapath.flows.forget.side_effect = lambda: admitted.append(subject.admits("vethx"))
         admitted: list[bool] = []
         keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "veth*"})
         await admitted_becomes(True, subject)
@@ -211,13 +217,14 @@ def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: 
 async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs() -> None:
     counting, counted = threading.Event(), threading.Event()
 
-    class SlowDatapath(FakeDatapath):
-        def has_live_flows(self) -> bool:
-            counting.set()
-            counted.wait(5)
-            return False
+    def counts_slowly() -> bool:
+        counting.set()
+        counted.wait(5)
+        return False
 
-    subject, keeper = pods_with("hybrid", SlowDatapath())
+    datapath = FakeDatapath()
+    datapath.flows.has_live = counts_slowly  # type: ignore[method-assign]
+    subject, keeper = pods_with("hybrid", datapath)
     keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
 
     async def scenario() -> None:
@@ -235,20 +242,20 @@ async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: Fa
 
     async def scenario() -> None:
         await subject.switched.wait()
-        assert not datapath.adoptions
+        assert not datapath.flows.imports
         keeper.offer(lambda: {"mode": "tc"})
         async with asyncio.timeout(5):
             while datapath.switches != Switches.TC:  # noqa: ASYNC110 - a fake has no event
                 await asyncio.sleep(0.01)
-        assert datapath.adoptions == [Switches.TC | Switches.UDP_STAYS]
+        assert datapath.flows.imports == [Switches.TC | Switches.UDP_STAYS]
         async with asyncio.timeout(5):
-            while not datapath.releases:  # noqa: ASYNC110 - a fake has no event
+            while not datapath.flows.releases:  # noqa: ASYNC110 - a fake has no event
                 await asyncio.sleep(0.01)
         keeper.offer(lambda: {"mode": "hybrid"})
         async with asyncio.timeout(5):
-            while len(datapath.adoptions) < 2:  # noqa: ASYNC110 - a fake has no event
+            while len(datapath.flows.imports) < 2:  # noqa: ASYNC110 - a fake has no event
                 await asyncio.sleep(0.01)
-        assert datapath.releases == [Switches.TC], "afterwards, and only where datagrams could stay"
+        assert datapath.flows.releases == [Switches.TC], "afterwards, and only where datagrams could stay"
 
     await while_draining(subject, scenario)
 
