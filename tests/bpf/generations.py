@@ -24,7 +24,7 @@ WRITES = TableWrites(
 )
 
 
-def change(sources: Path, old: str, new: str, file: str = "pod.c") -> None:
+def change(sources: Path, old: str, new: str, file: str = "main.c") -> None:
     text = (sources / file).read_text()
     assert old in text
     (sources / file).write_text(text.replace(old, new, 1))
