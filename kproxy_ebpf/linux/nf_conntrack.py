@@ -5,9 +5,6 @@ pyroute2 can dump them too, at 0.2 ms an entry; a node has a hundred thousand. H
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +12,13 @@ from typing import NamedTuple
 
 from kproxy_ebpf.contract.layouts import Direction
 from kproxy_ebpf.contract.scalars import address_bytes
+from kproxy_ebpf.linux.netlink import ATTRIBUTE, KIND_MASK, SOCKET_FAMILIES, Netlink, attributes
 from kproxy_ebpf.model.flows import FlowTuple
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NETLINK_NETFILTER = 12
 _GET_CONNTRACK = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
-_REQUEST, _DUMP, _DUMP_INTERRUPTED = 0x1, 0x300, 0x10
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-_NFGENMSG_BYTES = 4
+_GENERIC = struct.Struct("=BBH")  # struct nfgenmsg
 _ORIGINAL, _REPLY = 1, 2  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
-_TYPE_MASK = 0x3FFF
-_RECEIVE_BYTES = 1 << 18
 _PRESENT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
@@ -39,7 +30,7 @@ class Tracked(NamedTuple):
 
     @property
     def is_led_elsewhere(self) -> bool:
-        """Whether somebody else answers than who was asked: a VIP's backend. Masquerading alone does not make it so."""
+        """True if another address or port answers than was asked, as for a VIP. Masquerading alone does not count."""
         asked = self.original.destination, self.original.destination_port
         return asked != (self.reply.source, self.reply.source_port)
 
@@ -48,49 +39,20 @@ def tracked(family: int) -> list[Tracked]:
     """What conntrack follows in this network namespace; nothing where it does not exist. Raises OSError."""
     if not _PRESENT.exists():
         return []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as handle:
-        handle.bind((0, 0))
+    with Netlink(_NETLINK_NETFILTER, "conntrack can't be read") as netlink:
         while True:
-            entries, interrupted = _dump(handle, family)
-            if not interrupted:
+            entries = list(_dump(netlink, family))
+            if not netlink.was_interrupted:
                 return entries
 
 
-def _dump(handle: socket.socket, family: int) -> tuple[list[Tracked], bool]:
-    request = _HEADER.pack(_HEADER.size + _NFGENMSG_BYTES, _GET_CONNTRACK, _REQUEST | _DUMP, 0, 0)
-    handle.send(request + struct.pack("=BBH", _FAMILIES[family], 0, 0))
-    entries: list[Tracked] = []
-    layout, interrupted = _TupleLayout(family), False
-    while True:
-        for kind, flags, body in _messages(handle.recv(_RECEIVE_BYTES)):
-            interrupted |= bool(flags & _DUMP_INTERRUPTED)
-            if kind == _DONE:
-                return entries, interrupted
-            if kind == _ERROR:
-                number = -struct.unpack_from("=i", body)[0]
-                raise OSError(number, f"conntrack can't be read: {os.strerror(number)}")
-            tuples = {key: layout.parse(value) for key, value in _attributes(body, _NFGENMSG_BYTES) if key <= _REPLY}
-            if (original := tuples.get(_ORIGINAL)) and (reply := tuples.get(_REPLY)):
-                entries.append(Tracked(original, reply))
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
-    view, at = memoryview(data), 0
-    while at + _HEADER.size <= len(view):
-        length, kind, flags, _, _ = _HEADER.unpack_from(view, at)
-        if length < _HEADER.size:
-            raise OSError(errno.EBADMSG, "conntrack can't be read: a message without a length")
-        yield kind, flags, view[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
-
-
-def _attributes(view: memoryview, at: int) -> Iterator[tuple[int, memoryview]]:
-    while at + _ATTRIBUTE.size <= len(view):
-        length, kind = _ATTRIBUTE.unpack_from(view, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, view[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
+def _dump(netlink: Netlink, family: int) -> Iterator[Tracked]:
+    layout = _TupleLayout(family)
+    for message in netlink.dump(_GET_CONNTRACK, _GENERIC.pack(SOCKET_FAMILIES[family], 0, 0)):
+        parts = attributes(message, _GENERIC.size)
+        tuples = {kind: layout.parse(value) for kind, value in parts if kind <= _REPLY}
+        if (original := tuples.get(_ORIGINAL)) and (reply := tuples.get(_REPLY)):
+            yield Tracked(original, reply)
 
 
 class _TupleLayout:
@@ -108,7 +70,7 @@ class _TupleLayout:
         """None for a protocol without ports."""
         if len(view) < self._whole.size:
             return None
-        if any(_ATTRIBUTE.unpack_from(view, at)[1] & _TYPE_MASK != kind for at, kind in self._kinds):
+        if any(ATTRIBUTE.unpack_from(view, at)[1] & KIND_MASK != kind for at, kind in self._kinds):
             return None
         source, destination, protocol, source_port, destination_port = self._whole.unpack_from(view)
         ports = int.from_bytes(source_port, "big"), int.from_bytes(destination_port, "big")

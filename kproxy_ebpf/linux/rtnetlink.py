@@ -22,6 +22,8 @@ from pyroute2.netlink import NLM_F_DUMP_INTR
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE, RTMGRP_LINK, RTMGRP_NEIGH, rt_type
 
+from kproxy_ebpf.linux.netlink import SOCKET_FAMILIES
+
 log = structlog.get_logger(__name__)
 
 Message = Any
@@ -32,9 +34,6 @@ _NEIGHBOUR_EVENTS = ("RTM_NEWNEIGH", "RTM_DELNEIGH")
 NO_NEIGHBOUR = 0x01 | 0x20 | 0x40  # NUD_INCOMPLETE, NUD_FAILED, NUD_NOARP
 _SO_RCVBUFFORCE = getattr(socket, "SO_RCVBUFFORCE", 33)
 _HEARING_BYTES = 1 << 22
-
-
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Survey(NamedTuple):
@@ -94,7 +93,7 @@ def survey(route: IPRoute) -> Survey:
     """Read links and routes. Raises NetlinkError."""
     return Survey(
         {message["index"]: message for message in dump(route.get_links)},
-        {family: dump(partial(route.get_routes, family=number)) for family, number in FAMILIES.items()},
+        {family: dump(partial(route.get_routes, family=number)) for family, number in SOCKET_FAMILIES.items()},
     )
 
 

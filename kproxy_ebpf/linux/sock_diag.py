@@ -5,31 +5,27 @@ Requests are built by hand: pyroute2 has no SOCK_DESTROY.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
+
+from kproxy_ebpf.linux.netlink import Netlink, attribute
 
 TARGETS_MAX = 32
 """More addresses than that are no filter worth its time."""
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 0x01, 0x04, 0x300
 # linux/inet_diag.h
 _REQ_BYTECODE = 1
 _BC_JMP, _BC_DESTINATION = 1, 8
 _TCP_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 11))  # all in which it has a peer
 _UDP_STATES = 1 << 1  # connected
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 up to the id: family, protocol, extensions, states
 _ID_OFFSET, _ID_BYTES = 4, 48
 _PORT_OFFSET, _PEER_OFFSET, _COOKIE_OFFSET = 2, 20, 40  # in struct inet_diag_sockid
 _MAPPED = bytes(10) + b"\xff\xff"
-_RECEIVE_BYTES = 1 << 16
 
 Target = tuple[bytes, int]
 """A packed address and a port."""
@@ -61,51 +57,29 @@ class SockDiag:
     """Asks about the network namespace in which the calling thread is when this is made."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        self._netlink = Netlink(_NETLINK_SOCK_DIAG, "sock_diag")
 
     def find(self, family: int, protocol: int, targets: Sequence[Target] = ()) -> Iterator[FoundSocket]:
         """The sockets of `family` (AF_INET or AF_INET6) with a peer: any, or one of `targets`. Raises OSError."""
         states = _TCP_STATES if protocol == socket.IPPROTO_TCP else _UDP_STATES
-        request = struct.pack("=BBBxI", family, protocol, 0, states) + bytes(_ID_BYTES)
+        request = _REQUEST.pack(family, protocol, 0, states) + bytes(_ID_BYTES)
         if targets:
-            code = _one_of(targets)
-            request += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(code), _REQ_BYTECODE) + code
-        self._send(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, request)
-        for message in self._answers():
-            yield FoundSocket(family, protocol, message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES])
+            request += attribute(_REQ_BYTECODE, _one_of(targets))
+        for message in self._netlink.dump(_SOCK_DIAG_BY_FAMILY, request):
+            yield FoundSocket(family, protocol, bytes(message[_ID_OFFSET : _ID_OFFSET + _ID_BYTES]))
 
     def destroy(self, found: FoundSocket) -> None:
         """End a socket: its application gets ECONNABORTED, a TCP peer a RST. Raises OSError (ENOENT: it has ended)."""
-        request = struct.pack("=BBBxI", found.family, found.protocol, 0, 0) + found.identity
-        self._send(_SOCK_DESTROY, _REQUEST | _ACK, request)
-        for _ in self._answers():
-            pass
+        self._netlink.order(_SOCK_DESTROY, _REQUEST.pack(found.family, found.protocol, 0, 0) + found.identity)
 
     def close(self) -> None:
-        self._socket.close()
+        self._netlink.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _send(self, kind: int, flags: int, payload: bytes) -> None:
-        self._socket.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, 0, 0) + payload)
-
-    def _answers(self) -> Iterator[bytes]:
-        """The payloads up to the end of the answer. Raises OSError where it is a refusal."""
-        while True:
-            data = self._socket.recv(_RECEIVE_BYTES)
-            while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
-                payload, data = data[_HEADER.size : length], data[-(-length // 4) * 4 :]
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    number = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
-                    if number:
-                        raise OSError(number, f"sock_diag: {os.strerror(number)}")
-                    return
-                yield payload
 
 
 def _one_of(targets: Sequence[Target]) -> bytes:

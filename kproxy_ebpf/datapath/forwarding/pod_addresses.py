@@ -20,6 +20,7 @@ from pyroute2.netlink.rtnl import rt_scope, rt_type
 from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts
 from kproxy_ebpf.linux import rtnetlink
+from kproxy_ebpf.linux.netlink import SOCKET_FAMILIES
 from kproxy_ebpf.linux.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests
 
 _MAIN_TABLE = 254
@@ -145,7 +146,7 @@ def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Itera
     """Addresses that a bridge has a neighbour for: the port that it is behind, or 0 where that is no pod's."""
     behind = {(port.bridge, port.mac): port.ifindex for port in ports.values() if port.bridge}
     bridges = {port.bridge for port in ports.values()}
-    for message in rtnetlink.dump(partial(route.get_neighbours, family=rtnetlink.FAMILIES[family])):
+    for message in rtnetlink.dump(partial(route.get_neighbours, family=SOCKET_FAMILIES[family])):
         mac = message.get_attr("NDA_LLADDR")
         if message["ifindex"] in bridges and mac and not message["state"] & NO_NEIGHBOUR:
             address = _packed(family, message.get_attr("NDA_DST"))
@@ -179,4 +180,4 @@ def _binary(mac: str) -> bytes:
 
 
 def _packed(family: int, address: str) -> bytes:
-    return socket.inet_pton(rtnetlink.FAMILIES[family], address)
+    return socket.inet_pton(SOCKET_FAMILIES[family], address)
