@@ -115,9 +115,9 @@ def _phase(
         )  # fmt: skip
 
     for number in range(first_round, first_round + plan.churn_rounds):
-        _settle(proxy)
+        _finish(proxy)
         traffic(QUIET, number)
-        _settle(proxy)
+        _finish(proxy)
         with price.paid(proxy, changes), changes.going_on():
             time.sleep(HEAD_START_SECONDS)
             traffic(CHANGING, number)
@@ -144,12 +144,12 @@ class Price:
         done, before, began = changes.done, weight(proxy).cpu_seconds, time.monotonic()
         yield
         self.seconds += time.monotonic() - began
-        _settle(proxy)
+        _finish(proxy)
         self.changes += changes.done - done
         self.cpu_seconds += weight(proxy).cpu_seconds - before
 
 
-def _settle(proxy: Proxy) -> None:
+def _finish(proxy: Proxy) -> None:
     """Wait until the proxy has caught up, SETTLE_SECONDS at most."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:

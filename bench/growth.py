@@ -77,7 +77,7 @@ def _in_force(run: Run, plan: Plan, lab: World, site: Site) -> bool:
     except TimeoutError:
         note = f"no effect in {plan.effect_seconds:.0f} s"
     else:
-        lab.settle([site])
+        lab.warm_up([site])
     usage = weight(proxy)
     run.weights.append(Weight(SERVICES, site.setting, name, services, usage.rss, usage.pss, effect, note=note))
     run.progress(f"services: {name} with {services}: {note or f'in force after {effect:.1f} s'}")

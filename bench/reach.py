@@ -1,4 +1,4 @@
-"""The figures that this project set out to reach (its issue 5), and what a run says about each. Pure."""
+"""The figures that this project set out to reach, and what a run says about each. Pure."""
 
 from __future__ import annotations
 

@@ -226,9 +226,9 @@ class World:
             site.launch()
         for site in sites:
             site.wait(seconds)
-        self.settle(sites)
+        self.warm_up(sites)
 
-    def settle(self, sites: Sequence[Site]) -> None:
+    def warm_up(self, sites: Sequence[Site]) -> None:
         """Let our daemons learn what only traffic shows: the neighbours that redirected packets go to."""
         ours = [site for site in sites if site.ours]
         for site in ours:

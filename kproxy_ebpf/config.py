@@ -34,17 +34,17 @@ class Mode(StrEnum):
 
     @property
     def is_on(self) -> bool:
-        """Whether new connections are translated."""
+        """True if new connections are translated."""
         return self is not Mode.OFF
 
     @property
     def has_tc(self) -> bool:
-        """Whether the programs at the pods' links translate new connections."""
+        """True if the programs at the pods' links translate new connections."""
         return self in (Mode.TC, Mode.HYBRID)
 
     @property
     def has_sockets(self) -> bool:
-        """Whether the programs at connect() translate new connections, where the node can have them."""
+        """True if the programs at connect() translate new connections, where the node can have them."""
         return self in (Mode.SOCKET, Mode.HYBRID)
 
 

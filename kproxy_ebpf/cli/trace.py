@@ -231,7 +231,7 @@ def trace_lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _set_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Which endpoints there are to choose from, and why these."""
+    """The lines about the endpoints to choose from, and the rule that picked them."""
     explained, choices = report["explained"], report["choices"]
     if report["frontend"] is None:
         return

@@ -1,4 +1,4 @@
-"""What the source tells before there is somebody to listen."""
+"""Keeps what the source says until the reconciler listens."""
 
 from __future__ import annotations
 

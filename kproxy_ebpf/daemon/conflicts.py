@@ -1,4 +1,4 @@
-"""Services that claim what an older one has: the loser's owner is told, once each time that it happens."""
+"""Services that claim what an older one has: the newer one's owner is told once each time that it happens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Conflicts:
         self._known: frozenset[Conflict] = frozenset()
 
     def tell_new(self, conflicts: Iterable[Conflict], services: Mapping[ServiceName, Service]) -> None:
-        """Tell those of `conflicts`, all that there are now, that were not there at the last look."""
+        """Log and warn of those that were not there at the last call. `conflicts` are all that there are now."""
         now = frozenset(conflicts)
         for conflict in sorted(now - self._known):
             loser = services.get(conflict.loser)
@@ -33,7 +33,7 @@ class Conflicts:
 
 
 def sentence(conflict: Conflict) -> str:
-    """Who has what, and who wants it, for people."""
+    """Says for people which Service has the frontend, and which other one claims it."""
     address, port, protocol = conflict.key
     frontend = f"{text_of(address)}:{port}/{Protocol(protocol).name}" if protocol else text_of(address)
     return f"{frontend} is {conflict.winner}'s, and {conflict.loser} wants it too"

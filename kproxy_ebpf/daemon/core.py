@@ -1,4 +1,4 @@
-"""Joins the parts and runs them: lock, servers, settings, datapath, source, reconciler."""
+"""Joins the parts of the daemon and runs them: lock, servers, settings, datapath, source, reconciler."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from kproxy_ebpf.reconcile.services import Reconciler
 log = structlog.get_logger(__name__)
 
 SOURCE_REPORT_SECONDS = 2.0
-COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # the default ones cost a third of the time of a first sync
+COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of the time of a first sync
 
 
 def start(options: Options) -> None:
@@ -117,7 +117,7 @@ class Daemon:
         answered.set()
 
     async def _serve(self, cluster: Cluster, datapath: Datapath, backlog: Backlog, start_part: Start) -> None:
-        """Fill the tables, attach the programs. Tables that hold nothing yet are filled first."""
+        """Fill the tables and attach the programs. Tables that are not ready are filled before programs use them."""
         self._conflicts = Conflicts(cluster.warn_conflict)
         reports = Reports(self.metrics, self.health, self._changed, cluster.warn_refused)
         reconciler = self._reconciler = Reconciler(
@@ -146,7 +146,7 @@ class Daemon:
         start_part("room", keep_room(datapath.generation, self.health))
         start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), modes.links.ready.wait(), modes.switched.wait())
-        # The objects of the cluster stay: the collector need not walk them again, which takes longer than a change.
+        # The cluster's objects stay in memory. The collector need not walk them again: that takes longer than a change.
         gc.collect()
         gc.freeze()
         self.health.synced = True
@@ -183,7 +183,7 @@ class Daemon:
         return PlanSettings(maglev=self.keeper.current.balancing is Balancing.MAGLEV)
 
     def _describe(self) -> dict[str, Any]:
-        """What the status file says."""
+        """The content of the status file."""
         reconciler, modes = self._reconciler, self._modes
         if reconciler is None or modes is None:
             return {}

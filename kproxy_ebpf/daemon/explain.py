@@ -20,7 +20,7 @@ MODE_OFF = "the mode is off: no Service is served here, pods use the node's kube
 
 
 class Explainer:
-    """`is_on` says whether the mode lets Services through at all; `reconciler` gives None before there is one."""
+    """`is_on` returns True if the mode serves Services at all; `reconciler` returns None before there is one."""
 
     def __init__(self, node_name: str, is_on: Callable[[], bool], reconciler: Callable[[], Reconciler | None]) -> None:
         self._node_name, self._is_on, self._reconciler = node_name, is_on, reconciler

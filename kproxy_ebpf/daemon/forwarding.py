@@ -1,5 +1,6 @@
-"""What the short cut needs to know: which address is behind which link, which links lead to other nodes, and which
-connections go the host's way.
+"""What redirect needs to know: the pod behind each link, the links to other nodes, and the connections of the host.
+
+A connection that began through the host's stack must stay there: the host's conntrack follows it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ log = structlog.get_logger(__name__)
 
 SYNC_SECONDS = 5.0
 REST_SECONDS = 0.02  # a pod's link, its routes and its neighbours come one after the other
-REST_FACTOR = 10.0  # a look costs time, and more so where conntrack follows many connections
+REST_FACTOR = 10.0  # reading costs time, and more so where conntrack follows many connections
 
 Addresses = Mapping[int, Mapping[bytes, int]]
 
 
 class ForwardingTables:
-    """`run` follows the kernel; `wake` says that something may have changed.
+    """Keeps the tables that redirect reads in line with the kernel. `wake` says that something may have changed.
 
-    What a link has is known before the switch is turned on, so that turning it on takes one write and one look.
+    All tables but host_flows are kept while redirect is off, too. So turning it on takes one write, and one reading of
+    conntrack.
     """
 
     def __init__(self, generation: Generation, uplinks: Uplinks, is_on: Callable[[], bool], health: Health) -> None:
@@ -44,7 +46,7 @@ class ForwardingTables:
         self._woken.set()
 
     async def run(self, links: LinkWatcher) -> None:
-        """Raises OSError where the kernel does not answer about links, routes or neighbours."""
+        """Never returns. Raises OSError where the kernel does not answer about links, routes or neighbours."""
         await links.ready.wait()
         while True:
             self._woken.clear()
@@ -60,7 +62,7 @@ class ForwardingTables:
                 continue
 
     def _learn(self, links: frozenset[int]) -> Addresses:
-        """Read what the kernel knows, and tell the programs: of links before of the addresses behind them."""
+        """Read what the kernel knows, and tell the programs. Returns, by family, the link of each pod's address."""
         with PodTable(self._generation) as table:
             known = table.read()
             ports, addresses, survey = self._reader.read(links, known)

@@ -1,5 +1,7 @@
-"""Which links carry the programs: all pods' links in modes tc and hybrid; in modes off and socket, until the last flow
-has ended, and then none.
+"""What each mode means: which switches are on, and which links carry the programs.
+
+In modes tc and hybrid the programs are attached to all pods' links, and with redirect in every mode that is on. In the
+other modes they stay attached until the last flow has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ log = structlog.get_logger(__name__)
 DRAIN_SECONDS = 5.0
 NO_REDIRECT = "forwarding redirect is served as stack: this kernel can't do it (see kproxy-ebpf check)"
 
-
 _SWITCHES = {
     Mode.OFF: Switches(0),
     Mode.TC: Switches.TC,
@@ -36,14 +37,18 @@ _AT_LINKS = Switches.TC | Switches.REDIRECT
 
 
 def switches_of(settings: Settings, *, has_sockets: bool) -> Switches:
-    """What the programs are told of the settings. Where there is no socket fast path, tc does its job."""
+    """The switches that the settings ask for. On a node without a socket fast path, mode tc takes its place."""
     mode = Mode.TC if settings.mode.has_sockets and not has_sockets else settings.mode
     redirects = mode.is_on and settings.forwarding is Forwarding.REDIRECT
     return _SWITCHES[mode] | (Switches.REDIRECT if redirects else Switches(0))
 
 
 class ModeSwitch:
-    """`links` attaches and detaches, `follow` does what the settings say, `guard` looks after what is there."""
+    """Puts the mode of the settings into force: `follow` switches, `guard` repairs, `links` attaches and detaches.
+
+    `forwarding` keeps what redirect needs to know. Run all four as tasks; `switched` says that the settings of the
+    start are in force.
+    """
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class ModeSwitch:
         self.forwarding = ForwardingTables(datapath.generation, uplinks, self._is_redirecting, health)
         self._drained = not self.is_on and not datapath.flows.has_live()
         self._changed_settings = asyncio.Event()
-        self.switched = asyncio.Event()  # the settings of the start are in force
+        self.switched = asyncio.Event()
         self.links = LinkWatcher(
             datapath.attacher, self.admits, self._on_attached, self._on_failed, self.forwarding.wake
         )
@@ -68,12 +73,12 @@ class ModeSwitch:
 
     @property
     def is_on(self) -> bool:
-        """Whether new connections need the programs at the links."""
+        """True if new connections need the programs at the links."""
         return bool(self._wanted & _AT_LINKS)
 
     @property
     def cgroup(self) -> str | None:
-        """Where the socket programs are attached."""
+        """The cgroup whose sockets have the programs; None while they are not attached."""
         return self._datapath.sockets.cgroup
 
     @property
@@ -82,16 +87,16 @@ class ModeSwitch:
         return switches if redirects() else switches & ~Switches.REDIRECT
 
     def _is_redirecting(self) -> bool:
-        """Whether the programs do it already: a look before that would miss what begins meanwhile."""
+        """True if the programs redirect already. Until then, reading conntrack would miss what begins afterwards."""
         return Switches.REDIRECT in self._datapath.switches
 
     def _cluster(self) -> Collection[Network]:
-        """Whatever the forwarding: what the short cut needs is there before it is switched on."""
+        """The cluster's networks, whatever the forwarding: what redirect needs is there before it is switched on."""
         settings = self._keeper.current
         return settings.cluster_cidr if settings.mode.is_on and redirects() else ()
 
     async def follow(self) -> None:
-        """Switch as the settings say; take the programs off links as soon as no flow needs them; for ever."""
+        """Switch as the settings say; take the programs off links as soon as no flow needs them. Never returns."""
         while True:
             await self._switch()
             if self._changed_settings.is_set():
@@ -110,12 +115,14 @@ class ModeSwitch:
                 continue
 
     async def _switch(self) -> None:
-        """Let the programs do what the settings say. The UDP flows that the host has are known before any is balanced:
-        those that speak while programs are attached and they are being looked for stay with the host, if it has them.
+        """Let the programs do what the settings say.
+
+        Import the UDP flows that kube-proxy translates before balancing UDP. Datagrams that arrive during the import
+        are left to the host.
         """
         self._changed_settings.clear()
         self._offer_sockets()
-        await self._come_back()
+        await self._return_to_links()
         asks_in_vain = self._keeper.current.forwarding is Forwarding.REDIRECT and not redirects()
         self._health.problem("redirect", NO_REDIRECT if asks_in_vain else None)
         wanted, present = self._wanted, self._datapath.switches
@@ -129,16 +136,17 @@ class ModeSwitch:
         if wanted & Switches.TC and has_just_come:
             await asyncio.to_thread(self._datapath.flows.forget_unserved_udp)
 
-    async def _come_back(self) -> None:
-        """Programs are wanted again at links that have none: they find no flows of before."""
+    async def _return_to_links(self) -> None:
+        """Attach programs to links again that have none, after all flows of before are forgotten."""
         if self.is_on and self._drained:
             await asyncio.to_thread(self._datapath.flows.forget)
             self._drained = False
             self.links.reconsider()
 
     async def guard(self, period_seconds: float) -> None:
-        """Put back programs that somebody took off a link; retire what an upgrade had to leave. Raises NodeError when
-        pins are missing: the next start builds them anew.
+        """Put back programs that somebody took off a link; retire what an upgrade had to leave. Never returns.
+
+        Raises NodeError when pins are missing: the next start builds them anew.
         """
         while True:
             await asyncio.sleep(period_seconds)
@@ -151,7 +159,7 @@ class ModeSwitch:
             self.links.reconsider()
 
     def _offer_sockets(self) -> None:
-        """The socket programs come with the first mode that wants them, and stay."""
+        """Attach the socket programs once a mode wants them. From then on they stay attached in every mode."""
         sockets, wants = self._datapath.sockets, self._keeper.current.mode.has_sockets
         if wants or sockets.is_attached:
             self._datapath.offer_sockets()

@@ -121,7 +121,7 @@ class DatapathReports:
 
 
 def full_sentence(tables: Counter[str]) -> str | None:
-    """Which tables have no room for how many Services; None where all fit."""
+    """Names each table that lacks room, and for how many Services; None if all fit."""
     full = [f"table {table} has no room for {count} Services" for table, count in sorted(tables.items())]
     return "; ".join(full) or None
 

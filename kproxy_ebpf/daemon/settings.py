@@ -1,4 +1,4 @@
-"""Where the settings come from, and who is told when they change or are refused."""
+"""Waits for the first settings, and reports when settings change or are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Reporter:
 
 
 def last_good(saved: Path) -> Settings | None:
-    """What `Reporter` saved in an earlier run."""
+    """The settings that `Reporter` saved in an earlier run; None where there are none that this version can read."""
     content = read_json(saved)
     try:
         return parse_settings(content) if content else None
@@ -61,8 +61,8 @@ def last_good(saved: Path) -> Settings | None:
 async def wait_for_first(keeper: SettingsKeeper, file: SettingsFile | None, answered: asyncio.Event | None) -> None:
     """Wait until there are settings to work with: those of the file, of the ConfigMap (`answered`), or the defaults.
 
-    While the API server doesn't answer, those of an earlier start will do. Raises ConfigError when what is offered is
-    bad and there are no earlier ones: a daemon must not run with settings that nobody chose.
+    While the API server does not answer, the settings of an earlier start serve. Raises ConfigError when the settings
+    offered are bad and there are no earlier ones: a daemon must not run with settings that nobody chose.
     """
     if file is not None:
         file.read()

@@ -1,4 +1,4 @@
-"""The socket fast path of this node: whether it can be had, its programs on the cgroup tree, lost sockets."""
+"""The socket fast path of this node: its programs at the cgroup tree, and the sockets whose backends are gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _LOST = (BackendState.LEFT, BackendState.GONE)
 
 
 class Sockets:
-    """`problem` says why this node has no socket fast path, None where it has. `cgroup`: whose sockets, else all."""
+    """`problem` says why this node has no socket fast path; None where it has one.
+
+    `cgroup`: the sockets that are served; None: all of the node's.
+    """
 
     def __init__(self, generation: Generation, cgroup: Path | None) -> None:
         self.problem: str | None = None
@@ -39,7 +42,7 @@ class Sockets:
             self._lacking(error)
 
     def attach(self) -> None:
-        """Bring the programs to the cgroup, or up to date. What goes wrong is in `problem`, as long as it does."""
+        """Attach the programs to the cgroup, or bring those attached up to date. `problem` says what goes wrong."""
         if self._hooks is None:
             return
         try:
@@ -59,28 +62,28 @@ class Sockets:
 
     @property
     def cgroup(self) -> str | None:
-        """Whose sockets the programs are attached to; None while they are not."""
+        """The cgroup that the programs are attached to; None while they are not attached."""
         return str(self._hooks.cgroup) if self._hooks is not None and self.is_attached else None
 
     @property
     def is_attached(self) -> bool:
-        """Whether programs are attached, be it another generation's."""
+        """True if programs are attached, even if they are another generation's."""
         return is_attached(self._links)
 
     def note(self, family: int, states: Mapping[int, tuple[int, int]]) -> None:
-        """These backends' states (id: state and flags) are in the maps: sockets of those that are lost are to end."""
+        """Note that these states of backends (id: state and flags) are in the maps: sockets of lost ones must end."""
         lost = {number for number, (state, _) in states.items() if state in _LOST}
         if lost:
             self._lost[family] |= lost
             self._wake.set()
 
     async def catch_up(self) -> None:
-        """End the sockets that a daemon before us has left to end; before ids are used anew."""
+        """Terminate the sockets that an earlier daemon did not; to be called before ids are given to other backends."""
         for family in self._terminators:
             await self._terminate(family, None)
 
     async def terminate(self) -> None:
-        """End the sockets of backends that are noted as lost; for ever."""
+        """Terminate the sockets of backends that are noted as lost. Never returns."""
         for terminator in self._terminators.values():
             await self._in_thread(terminator.learn)
         while True:

@@ -1,4 +1,4 @@
-"""Keeps the status file fresh: what the commands need to know and the maps can't tell."""
+"""Keeps the status file fresh: it has what the commands need to know and the maps do not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One TaskGroup: whichever part of the daemon ends, the daemon ends, and the log says which part it was."""
+"""One TaskGroup for all parts: when one part ends, the daemon ends, and the log says which part it was."""
 
 from __future__ import annotations
 

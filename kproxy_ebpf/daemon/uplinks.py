@@ -1,4 +1,4 @@
-"""The links to other nodes: programs at them where packets may be redirected, and what is in the cluster."""
+"""The links to other nodes: which of them carry programs, and which addresses are in the cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kproxy_ebpf.observe.health import Health
 log = structlog.get_logger(__name__)
 
 BY_STACK = "packets to other nodes go through the host's stack: "
-IPSEC = "it has IPsec policies, which the short cut would pass by"
+IPSEC = "it has IPsec policies, which redirected packets would bypass"
 NO_UPLINK = "no route leads to {} over an Ethernet link"
 HOLDS_VIP = "cluster-cidr {} holds {}, which is no pod's but a Service's: name the pods' networks only"
 
@@ -29,8 +29,9 @@ _REFUSALS = (OSError, NodeError, MapFullError)
 
 
 class Uplinks:
-    """`follow` does everything, in the thread that reads the kernel. `wanted` says which networks are the cluster's,
-    none where packets are never redirected.
+    """`follow` does everything, in the thread that reads the kernel.
+
+    `wanted` returns the cluster's networks; none where packets are never redirected.
     """
 
     def __init__(
@@ -38,17 +39,18 @@ class Uplinks:
     ) -> None:
         self._generation, self._attacher, self._wanted, self._health = generation, attacher, wanted, health
         self._places: dict[int, Places] = {family: {} for family in FAMILIES}
-        self._carrying: set[int] | None = None  # links that have our programs, as far as we know; None: nobody looked
+        self._carrying: set[int] | None = None  # links that have our programs, as far as we know; None: not read yet
 
     def cluster(self, family: int) -> PrefixSet:
-        """What `follow` has last told the programs."""
+        """The networks of the cluster that `follow` has last told the programs."""
         return PrefixSet(self._places[family])
 
     def follow(self, survey: Survey, pods: Collection[int]) -> None:
-        """Bring programs and tables in line with routes and settings. `pods`: their links.
+        """Bring programs and tables in line with routes and settings. `pods`: the links of this node's pods.
 
-        A link is told to the programs while its own are there: what goes out past the stack comes back past it. What
-        goes wrong is a problem in /healthz: then packets go through the host's stack.
+        A link is in the table of uplinks only while it carries our programs: the answers to packets that bypass the
+        host's stack must bypass it, too. What goes wrong becomes a problem in /healthz, and packets go through the
+        host's stack.
         """
         problems: list[str] = []
         networks = self._admitted(problems)
@@ -63,7 +65,7 @@ class Uplinks:
         self._health.problem("uplinks", BY_STACK + "; ".join(problems) if problems else None)
 
     def _admitted(self, problems: list[str]) -> set[Network]:
-        """Of the networks wanted those that may be used; why not the others."""
+        """The wanted networks that may be used. Why others may not is appended to `problems`."""
         wanted = set(self._wanted())
         try:
             if wanted and has_policies():
@@ -80,7 +82,7 @@ class Uplinks:
         return wanted
 
     def _keep(self, wanted: set[int], problems: list[str]) -> None:
-        """Programs at these links, and at no others. Those that somebody took off are put back."""
+        """Attach programs to these links and to no others; put back those that somebody took off."""
         with UplinkTable(self._generation) as table:
             told = table.read()
             if self._carrying is None:
@@ -98,8 +100,10 @@ class Uplinks:
                     problems.append(str(error))
 
     def _equip(self, ifindex: int, table: UplinkTable, *, is_new: bool) -> None:
-        """What has left by a new uplink before its programs were there was not noted: it is looked for in conntrack
-        before they hand anything over.
+        """Attach programs to an uplink, and tell the programs of it.
+
+        Connections that left by a new uplink before its programs were attached were not recorded. So links are marked
+        unrecorded, and conntrack is read before anything is redirected to it.
         """
         with unrecorded(self._generation) if is_new else nullcontext():
             method = self._attacher.attach(ifindex)
@@ -111,7 +115,7 @@ class Uplinks:
             log.info("programs attached to an uplink", ifindex=ifindex, method=str(method))
 
     def _tell(self, networks: set[Network], own: set[Network]) -> None:
-        """Which networks are the cluster's, the host's `own` addresses apart."""
+        """Tell the programs which networks are the cluster's, except for the host's `own` addresses."""
         for family in FAMILIES:
             wanted = _of_family(networks, True, family) | _of_family(own, False, family)
             with ClusterTable(self._generation, family) as table:

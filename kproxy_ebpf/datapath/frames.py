@@ -1,4 +1,4 @@
-"""First packets of connections as frames, and what a frame says: for runs of the programs without a device.
+"""Makes the first packet of a connection as a frame, and reads frames: for runs of the programs without a device.
 
 Checksums stay 0. Nothing verifies them: the programs change them by difference, and no frame is ever sent.
 """
@@ -25,7 +25,7 @@ _TCP_FLAGS_OFFSET, _RST = 13, 0x04
 
 
 class Answer(StrEnum):
-    """What a program made of a packet that it refuses."""
+    """What a program turns a packet into that it refuses."""
 
     RESET = "TCP RST"
     UNREACHABLE = "ICMP port unreachable"
@@ -64,7 +64,7 @@ def tuple_of(frame: bytes, family: int) -> FlowTuple:
 
 
 def answer_of(frame: bytes, family: int) -> Answer | None:
-    """What kind of refusal a frame is; None where it is none."""
+    """The kind of refusal that a frame is; None if it is none."""
     protocol = _protocol(frame, family)
     if protocol == _ICMP[family]:
         return Answer.UNREACHABLE

@@ -1,13 +1,13 @@
-"""What would become of a packet: the pinned programs run on it with BPF_PROG_TEST_RUN, and nothing is sent.
+"""Traces a packet: the pinned programs run on it with BPF_PROG_TEST_RUN, and nothing is sent.
 
-The programs write to the maps as for any first packet, so every run is undone: the flow that it made is removed, an
-affinity entry is put back as it was. What stays is one packet in the counter of the verdict (a per-CPU counter can't be
-taken back while other CPUs count), one event where `monitor` listens (its link is lo), and, where the flow table was
-full, the loss of the two entries that were used longest ago. A run that is killed half-way leaves a flow that has no
-packets and expires within two minutes.
+The programs write to the maps as for any first packet, so every run is undone: the flow that it made is removed, and an
+affinity entry is restored. These effects remain: one packet in the counter of the verdict (a per-CPU counter can't be
+decremented while other CPUs count), one event where `monitor` listens (its link is lo), and, if the flow table was
+full, the loss of the two entries that were used longest ago. A run that is killed half-way leaves a flow without
+packets, which expires within two minutes.
 
-The verdict is told from what is the packet's own (the program's answer, the frame, the flow), so it is right while
-other packets are counted on other CPUs.
+The verdict is derived from the packet's own results (the program's return value, the frame, the flow), so it is right
+while other CPUs count other packets.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ _UNSEEN_REASONS = (Verdict.DROPPED_FLOW_TABLE_FULL, Verdict.DROPPED_NO_SOURCE_PO
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What became of `packet`. `frontend` is what the maps had for its destination, or the mark of its address as a VIP
-    where the port is not defined; `choices` are the backends that it leads to, `backend` the one that was chosen.
-    `becomes` is the tuple after translation, `answer` what the pod would get back at once, `handed_to` the ifindex of
-    the pod's link that it would be handed to, past the host's stack; `leaves` that it would be handed to the next hop,
-    on its way to another node.
+    """What became of `packet`.
+
+    `frontend` is the entry for its destination, or the mark of its address as a VIP where the port is not defined;
+    `choices` are the backends that it leads to, `backend` the one that was chosen. `becomes` is the tuple after
+    translation, `answer` what the pod would get back at once. `handed_to` is the ifindex of the pod's link to which the
+    packet would be redirected; `leaves` is True if it would be redirected to the next hop, on its way to another node.
     """
 
     packet: FlowTuple
@@ -71,8 +72,8 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the maps hold for a packet before it is run. `backends` are those that may be chosen, by id: `choices`, and
-    the affine one.
+    """What the maps hold for a packet before the run. `backends`: by id, those that may be chosen, which are `choices`
+    and the affine one.
     """
 
     frontend: Frontend | None
@@ -155,7 +156,7 @@ class Tracer:
         return Affinity.from_buffer_copy(value) if value else None
 
     def _with_unused_port(self, packet: FlowTuple, known: _Known) -> FlowTuple:
-        """A tuple that no flow has, nor its reply with any backend that may be chosen."""
+        """The packet with a source port such that neither its tuple nor its reply's, from any backend, is a flow's."""
         if packet.source_port:
             if self._is_in_use(packet, known):
                 raise UsageError(
@@ -187,7 +188,7 @@ class Tracer:
         return self._told(packet, verdict, run, flow, known)
 
     def _run(self, packet: FlowTuple) -> TestRun:
-        """As if the packet came over the link of its source, where that is known here."""
+        """Run the program as if the packet came over the link of its source, if that link is known here."""
         ifindex = self._link_of(packet.source)
         if facts := self._links.links().get(ifindex):
             with suppress(OSError):  # the link is gone, or in another namespace
@@ -205,7 +206,7 @@ class Tracer:
         return flow_record(self.family, key, value, now_seconds()) if value else None
 
     def _undo_flow(self, packet: FlowTuple, known: _Known) -> None:
-        """Both entries; of a flow that was made by half, the reply's. Entries of other connections stay."""
+        """Remove both entries; of a flow that was made by half, the reply's. Entries of other connections stay."""
         flow = self._flow(packet)
         peers = [flow.to.reversed()] if flow else replies(packet, known.backends.values())
         for peer in peers:
@@ -266,13 +267,13 @@ class Tracer:
         )
 
     def _forwarded(self, trace: Trace, becomes: FlowTuple, run: TestRun) -> Trace:
-        """Past the host's stack or not."""
+        """Say where the packet is redirected to, if it bypasses the host's stack."""
         link, is_handed = self._link_of(becomes.destination), run.retval == _REDIRECT
         return replace(trace, handed_to=link if is_handed else 0, leaves=is_handed and not link)
 
 
 def replies(packet: FlowTuple, backends: Iterable[Backend]) -> Iterator[FlowTuple]:
-    """The tuples that replies to `packet` would have; of a pod that reaches itself they come from the pod."""
+    """The tuples of the replies to `packet`, from each backend; if the pod reaches itself, they come from the pod."""
     for backend in backends:
         from_backend = FlowTuple(
             backend.address, backend.port, packet.source, packet.source_port, packet.protocol, Direction.TO_POD

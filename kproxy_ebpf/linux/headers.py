@@ -1,4 +1,4 @@
-"""The kernel headers that BCC compiles against: those of *a* kernel, for tc programs use stable structures only."""
+"""The kernel headers that BCC compiles against. Any kernel's will do: the programs use stable structures only."""
 
 from __future__ import annotations
 

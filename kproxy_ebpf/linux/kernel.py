@@ -1,4 +1,4 @@
-"""Which kernel runs here, and waiting for what it is in the middle of."""
+"""The version and the abilities of the running kernel, and waiting until it has dealt with packets under way."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def require_kernel() -> None:
 
 
 def redirects() -> bool:
-    """Whether packets can be handed past the host's stack: a program has to tell whether one fits the link that it is
-    for, and whether that link is still there (bpf_check_mtu).
+    """True if programs can redirect packets: they have to know that the target link still exists and that the packet
+    fits it (bpf_check_mtu).
     """
     return kernel_version() >= REDIRECT
 
 
 def lists_sockets() -> bool:
-    """Whether BPF iterators over sockets may look at their storages and cookies."""
+    """True if BPF iterators over sockets can read the sockets' storage and cookies."""
     return kernel_version() >= (5, 12) and _BTF.exists()
 
 
 def tells_mptcp() -> bool:
-    """Whether a program can tell a socket that is part of an MPTCP connection."""
+    """True if a program can recognise a socket that is part of an MPTCP connection."""
     return kernel_version() >= (5, 19) and _BTF.exists() and _MPTCP.exists()

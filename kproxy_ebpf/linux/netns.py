@@ -1,4 +1,4 @@
-"""Other network namespaces of the node: which there are, and a thread's visit to one."""
+"""The other network namespaces of the node, and entering one with a thread."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ def _setns(descriptor: int) -> None:
 
 
 def other_namespaces() -> list[Path]:
-    """A file of each network namespace but our own: those that runtimes keep, and those of the processes that we see,
-    which are all of the node's only with its pid namespace.
+    """A file of each network namespace but our own: those that runtimes keep, and those of the processes in sight.
+
+    All of the node's processes are in sight only from the node's pid namespace.
     """
     found: dict[tuple[int, int], Path] = {}
     candidates = [path for folder in FOLDERS if folder.is_dir() for path in folder.iterdir()]

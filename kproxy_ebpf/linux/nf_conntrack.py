@@ -23,7 +23,7 @@ _PRESENT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 class Tracked(NamedTuple):
-    """One connection: the tuple of its first packet as it came, and that of the answers that are expected."""
+    """One connection: the tuple of its first packet as it came, and the tuple of the answers that are expected."""
 
     original: FlowTuple
     reply: FlowTuple

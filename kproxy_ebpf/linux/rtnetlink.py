@@ -1,6 +1,6 @@
-"""What the kernel says of links, routes and filters, by pyroute2.
+"""Links, routes and neighbours as the kernel has them, by pyroute2.
 
-pyroute2's sockets bring an asyncio loop of their own, and uvloop won't do: `listen` starts a thread for them, and
+pyroute2's sockets need an asyncio loop of their own, and uvloop does not suit them. So `listen` starts a thread, and
 `requests` is for threads in which no loop runs.
 """
 
@@ -51,7 +51,7 @@ class LinkChange(NamedTuple):
 
 
 Tell = Callable[[LinkChange | None], object]
-"""Takes news of a link, or (None) that all links are to be looked at: default routes changed, or news was missed."""
+"""Takes the change of a link. None: read all links again, for default routes have changed or messages were lost."""
 
 
 def parse_link(message: Message) -> LinkChange | None:
@@ -99,7 +99,7 @@ def survey(route: IPRoute) -> Survey:
 
 @contextmanager
 def requests(about: str) -> Iterator[IPRoute]:
-    """Requests to the kernel, in a thread without a running loop. Refusals are OSErrors that say what it is about."""
+    """Requests to the kernel, in a thread without a running loop. A refusal is an OSError that begins with `about`."""
     try:
         with IPRoute() as route:
             yield route
@@ -108,7 +108,7 @@ def requests(about: str) -> Iterator[IPRoute]:
 
 
 def dump(call: Callable[[], Iterable[Message]]) -> list[Message]:
-    """All objects of a kind; asked for again where they changed meanwhile, for then some may be missing."""
+    """All objects of a kind. They are read again if they changed during the dump, for then some may be missing."""
     while True:
         messages = list(call())
         if not any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in messages):
@@ -116,8 +116,9 @@ def dump(call: Callable[[], Iterable[Message]]) -> list[Message]:
 
 
 async def listen(hear: Tell, wake: Callable[[], object] = lambda: None) -> None:
-    """Call `hear`, in this loop, for all that happens to links from now on (first None), until cancelled; `wake` when
-    something changes that pods' addresses are read from. Raises OSError.
+    """Call `hear`, in this loop, for every change of a link from now on (first None), until cancelled. Raises OSError.
+
+    `wake` is called when anything changes that pods' addresses are read from.
     """
     home, apart = asyncio.get_running_loop(), asyncio.SelectorEventLoop()
     tell, neighbours = (lambda change: home.call_soon_threadsafe(hear, change)), Neighbours()
@@ -149,7 +150,7 @@ def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 
 
 async def _listen(tell: Tell, take: Callable[[Message], None]) -> None:
-    """After a loss pyroute2's socket is of no more use: a new one is bound before all is looked at again."""
+    """After a loss of messages pyroute2's socket is useless: a new one is bound before all links are read again."""
     while True:
         try:
             async with AsyncIPRoute() as route:
@@ -166,7 +167,7 @@ async def _listen(tell: Tell, take: Callable[[Message], None]) -> None:
 
 
 class Neighbours:
-    """Tells news from the many messages that only say how fresh a neighbour is."""
+    """Tells changes of neighbours from the many messages that only say how fresh a neighbour is."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], str] = {}
@@ -193,5 +194,5 @@ def _tell(message: Message, tell: Tell) -> None:
 
 
 def text(value: str | bytes | None) -> str:
-    """Link names may hold any byte; pyroute2 leaves those alone that are no UTF-8."""
+    """A link's name as a string. Names may hold any byte; pyroute2 does not decode those that are no UTF-8."""
     return os.fsdecode(value or b"")

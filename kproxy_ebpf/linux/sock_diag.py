@@ -1,4 +1,4 @@
-"""Sockets of this network namespace that have a peer, and their end (sock_diag(7)).
+"""Finds the connected sockets of a network namespace, and terminates them (sock_diag(7)).
 
 Requests are built by hand: pyroute2 has no SOCK_DESTROY.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from kproxy_ebpf.linux.netlink import Netlink, attribute
 
 TARGETS_MAX = 32
-"""More addresses than that are no filter worth its time."""
+"""A filter of more addresses than these takes more time than it saves."""
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
@@ -40,7 +40,7 @@ class FoundSocket(NamedTuple):
 
     @property
     def peer(self) -> Target:
-        """Where it is connected to; an IPv4-mapped address as the IPv4 address that it means."""
+        """The peer's address and port; an IPv4-mapped address as the IPv4 address that it means."""
         size = 4 if self.family == socket.AF_INET else 16
         address = self.identity[_PEER_OFFSET : _PEER_OFFSET + size]
         port = int.from_bytes(self.identity[_PORT_OFFSET : _PORT_OFFSET + 2], "big")
@@ -48,7 +48,7 @@ class FoundSocket(NamedTuple):
 
     @property
     def cookie(self) -> int:
-        """What bpf_get_socket_cookie() says of it: no other socket ever has the same."""
+        """The socket's cookie, as bpf_get_socket_cookie() returns it: no other socket ever has the same."""
         low, high = struct.unpack_from("=II", self.identity, _COOKIE_OFFSET)
         return int(high << 32 | low)
 
@@ -83,8 +83,10 @@ class SockDiag:
 
 
 def _one_of(targets: Sequence[Target]) -> bytes:
-    """The kernel's byte code for "the peer is one of these": conditions, each but the last followed by a jump to the
-    end. One that holds goes on to the jump, one that does not skips it, the last one to a place that means no.
+    """The kernel's byte code for "the peer is one of these".
+
+    It is a list of conditions, each but the last followed by a jump to the end. A condition that holds goes on to its
+    jump; one that does not hold skips it. The last condition, if it does not hold, goes behind the end, which means no.
     """
     code = b""
     for number, (address, port) in enumerate(reversed(targets)):

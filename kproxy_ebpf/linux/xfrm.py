@@ -1,4 +1,4 @@
-"""Whether the host encrypts what it forwards: IPsec policies, by netlink (linux/xfrm.h). pyroute2 does not speak it."""
+"""The host's IPsec policies, by netlink (linux/xfrm.h). With them the host may encrypt what it forwards."""
 
 from __future__ import annotations
 

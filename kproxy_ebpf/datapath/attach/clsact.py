@@ -33,8 +33,7 @@ _PARENTS = {"from_pod": _INGRESS, "to_pod": _EGRESS, "from_uplink": _INGRESS, "t
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)  # EINVAL: no such qdisc
 
 
-# One thread's qdisc without filters is another's to remove.
-_CHANGING = threading.Lock()
+_CHANGING = threading.Lock()  # a qdisc that one thread has just made has no filters, and another would remove it
 
 
 class Filter(NamedTuple):
@@ -47,10 +46,10 @@ class Filter(NamedTuple):
 
 
 class Clsact:
-    """The qdiscs and filters of this network namespace. `markers` is the folder for what must be remembered, `programs`
-    those whose filters are meant; without, all that are ours.
+    """The qdiscs and filters of this network namespace, for threads without a running loop.
 
-    For threads without a running loop.
+    `markers` is the folder where qdiscs of ours are remembered. `programs` names the programs whose filters are meant;
+    by default all of ours.
     """
 
     def __init__(self, markers: Path, programs: Iterable[str] = ("",)) -> None:
@@ -150,7 +149,7 @@ def _filters_at(route: IPRoute, ifindex: int, parent: int) -> Iterator[Filter]:
 
 @contextmanager
 def _gone_is_fine() -> Iterator[None]:
-    """The link or the filter went away first."""
+    """In the block a link or a filter may already be gone."""
     try:
         yield
     except NetlinkError as error:

@@ -1,7 +1,7 @@
-"""Pods come and go as links: programs are attached to a new pod's link at once, and taken off with it.
+"""Watches the node's links: attaches the programs to a new pod's link at once, and takes them off with it.
 
-The kernel tells of links (netlink); nothing is polled. Only links whose name a pattern admits are touched, and never
-one that holds a default route: that is an uplink, whatever its name.
+The kernel tells of links by netlink; nothing is polled. Only links whose name a pattern admits are touched, and never a
+link with a default route: that is an uplink, whatever its name.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ log = structlog.get_logger(__name__)
 class LinkWatcher:
     """Keeps the programs attached to exactly the pods' links. `run` does the work; the rest may be called meanwhile.
 
-    `admits` says whether a link's name is a pod's; after it has changed its mind call `reconsider`. `on_attached` is
-    told how many seconds after the kernel's message a link had its programs, `on_failed` of each failed attempt,
-    `on_change` that `attached` or the addresses behind links may have changed.
+    `admits` returns True for the name of a pod's link; when its answers change, call `reconsider`. `ready` is set when
+    the links that existed at the start, or at the last `reconsider`, have been dealt with.
+
+    `on_attached` gets the seconds from the kernel's message until a link had its programs. `on_failed` is called after
+    each failed attempt, `on_change` when `attached` or the addresses behind links may have changed.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class LinkWatcher:
         self._heard: deque[tuple[float, LinkChange]] = deque()
         self._stale = False
         self._wake = asyncio.Event()
-        self.ready = asyncio.Event()  # the links that existed at the start, or when asked to reconsider, are dealt with
+        self.ready = asyncio.Event()
 
     def reconsider(self) -> None:
         """Look at all links again; `ready` says when that is done."""
@@ -95,7 +97,7 @@ class LinkWatcher:
         for ifindex in self._known:
             if self._is_pod(ifindex):
                 await self._attach(ifindex, now)
-        if not self._stale:  # else somebody asked meanwhile, whom this look may not have obeyed
+        if not self._stale:  # a `reconsider` meanwhile may have come too late for this survey
             self.ready.set()
 
     async def _change(self, change: LinkChange, heard_at: float) -> None:
@@ -122,7 +124,7 @@ class LinkWatcher:
             method = await asyncio.to_thread(self._attacher.attach, ifindex)
         except (OSError, NodeError) as error:
             if getattr(error, "errno", None) == errno.ENODEV:
-                await self._detach(ifindex)  # gone again, and what was pinned until then would outlive it
+                await self._detach(ifindex)  # the link is gone; what was pinned until then would outlive it
                 return
             self.failed[ifindex] = str(error)
             self._on_failed()

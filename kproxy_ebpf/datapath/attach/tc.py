@@ -20,7 +20,7 @@ from kproxy_ebpf.linux.bpf import Link
 
 _ATTACH_TYPES = {"to_pod": 47, "from_pod": 46, "to_uplink": 47, "from_uplink": 46}  # BPF_TCX_EGRESS, BPF_TCX_INGRESS
 AT_PODS = ("to_pod", "from_pod")
-"""The programs at a pod's link: replies must be translated before anything is sent that they answer."""
+"""The programs at a pod's link, in order: replies must be translated before anything is sent that they answer."""
 AT_UPLINKS = ("to_uplink", "from_uplink")
 
 
@@ -31,8 +31,9 @@ class Method(StrEnum):
 
 
 class Attacher:
-    """Attaches one generation's `programs` to links of this network namespace; what others attach, be it ours, is left
-    alone. `method` may force TCX or clsact.
+    """Attaches one generation's `programs` to links of this network namespace. `method` may force TCX or clsact.
+
+    Programs that another attacher or anybody else has attached are left alone.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Attacher:
         return Method.CLSACT
 
     def detach(self, ifindex: int) -> None:
-        """Take everything of ours off a link, whether or not it still exists."""
+        """Take this attacher's programs off a link, whether or not the link still exists."""
         self._detach_tcx(ifindex)
         self._clsact.detach(ifindex)
 
     def attached(self) -> dict[int, Method]:
-        """The links that carry programs of ours."""
+        """The links that carry this attacher's programs."""
         by_clsact = dict.fromkeys(self._clsact.attached(), Method.CLSACT)
         return by_clsact | dict.fromkeys(self._pinned(), Method.TCX)
 

@@ -43,7 +43,7 @@ def live_connections(generation: Generation, family: int) -> Iterator[FlowRecord
 
 
 def is_live(flow: FlowRecord) -> bool:
-    """Whether a packet of this flow may still come: not before the programs' own time-outs, which are no longer."""
+    """True while a packet may still come: until the flow has been idle for at least the programs' own time-out."""
     if flow.state is FlowState.CLOSED:
         return False
     if flow.tuple.protocol == Protocol.UDP:

@@ -1,9 +1,9 @@
-"""Room in the flow tables, made before the kernel has to make it.
+"""Makes room in the flow tables before the kernel has to.
 
-The programs need no collector: an entry past its time-out counts as absent. But a full LRU lets go of entries in
-bursts, and one that was made a moment ago and not looked up since counts as old (kernel/bpf/bpf_lru_list.c):
-connections in their handshake would be lost first. So from half full on, what is surely over is removed here, a little
-before its time.
+The programs need no collector: an entry past its time-out counts as absent. But a full LRU evicts entries in bursts,
+and an entry that was made a moment ago and not looked up since counts as old (kernel/bpf/bpf_lru_list.c): connections
+in their handshake would be lost first. So once a table is half full, flows that are surely over are removed here, a
+little before their time-out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.model.services import Protocol
 
 CROWDED_SHARE = 0.5
-ONE_SHOT_SECONDS = 2  # a flow that lived no longer was a question and its answer
+ONE_SHOT_SECONDS = 2  # a flow that lived no longer was a request and its response
 
 # Idle seconds after which an entry is over while room is wanted; what is not listed stays for its whole time-out.
 _IDLE_SECONDS: dict[tuple[int, int], int] = {
@@ -37,9 +37,7 @@ _TIME_WAIT_SECONDS = 60  # a client may still have to answer the end of a closed
 
 
 class Swept(NamedTuple):
-    """How many entries there were, how many of them were removed, and how many there may be. `links`: those that still
-    have flows.
-    """
+    """How many entries there were, how many of them were removed, and how many fit. `links`: those that have flows."""
 
     entries: int
     removed: int
@@ -52,9 +50,9 @@ class Swept(NamedTuple):
 
 
 def is_over(protocol: int, state: int, idle_seconds: int, lived_seconds: int, *, crowded: bool = True) -> bool:
-    """Whether nothing is lost with an entry last used `idle_seconds` ago, `lived_seconds` after it was made.
+    """True if nothing is lost with an entry last used `idle_seconds` ago, `lived_seconds` after it was made.
 
-    Where it is not `crowded`, a client may as well keep its backend for as long as conntrack would let it.
+    In a table that is not `crowded`, a client keeps its backend for as long as conntrack would let it.
     """
     if crowded and protocol == Protocol.UDP and lived_seconds <= ONE_SHOT_SECONDS:
         return idle_seconds > _ONE_SHOT_IDLE_SECONDS
@@ -65,8 +63,10 @@ def is_over(protocol: int, state: int, idle_seconds: int, lived_seconds: int, *,
 
 
 def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE, unsettled: Collection[int] = ()) -> Swept:
-    """Remove what is over from one family's flow table, if more than `share` of it is in use; else only of those
-    `unsettled` links (ifindex) that have nothing else, so that packets there need no look-up. Raises OSError.
+    """Remove flows that are over from one family's table, if more than `share` of it is in use. Raises OSError.
+
+    Otherwise remove only the flows of `unsettled` links (ifindex) that have no others: such a link can be settled, and
+    its packets need no look-up.
     """
     with generation.map("flows", family) as flows:
         size, limit, now, part = flows.info.key_size, flows.info.max_entries, now_seconds(), _part(family)

@@ -1,4 +1,4 @@
-"""Which addresses are in the cluster: what goes there past the host's stack, nobody would have masqueraded."""
+"""The networks of the cluster. Packets to them can bypass the host's stack: it would not have masqueraded them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kproxy_ebpf.datapath.generations.generation import Generation
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 Places = dict[Network, bool]
-"""Networks of one family; False for those that are not the pods' after all."""
+"""Networks of one family; False for parts that are not the pods'."""
 
 _PREFIX_BITS = Struct("=I")
 _VALUE = Struct("=I")
-_VIPS_LOOKED_AT = 64
+_SOME_VIPS = 64
 
 
 class PrefixSet:
-    """To ask for thousands of addresses. The longest prefix decides."""
+    """Networks as a set that answers quickly for thousands of addresses. The longest prefix decides."""
 
     def __init__(self, places: Places) -> None:
         by_shift: dict[int, dict[int, bool]] = {}
@@ -32,7 +32,7 @@ class PrefixSet:
         self._by_shift = by_shift
 
     def covers(self, address: bytes) -> bool:
-        """Whether a packed address is in the cluster."""
+        """True if a packed address is in the cluster."""
         number = int.from_bytes(address, "big")
         for shift, heads in self._by_shift.items():
             if number >> shift in heads:
@@ -66,10 +66,10 @@ class ClusterTable:
 
 
 def some_vips(generation: Generation, family: int) -> list[Address]:
-    """Addresses that are frontends: a few tell which networks are the Services'. Raises OSError."""
+    """Some of the frontends' addresses: a few show which networks are the Services'. Raises OSError."""
     size = address_bytes(family)
     with generation.map("frontends", family) as frontends:
-        return [ip_address(key[:size]) for key, _ in islice(frontends.items(), _VIPS_LOOKED_AT)]
+        return [ip_address(key[:size]) for key, _ in islice(frontends.items(), _SOME_VIPS)]
 
 
 def _key(network: Network) -> bytes:

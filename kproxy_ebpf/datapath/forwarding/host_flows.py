@@ -1,7 +1,7 @@
-"""The connections that go the host's way: what conntrack follows, as far as the programs have to know it.
+"""The connections that go through the host's stack, as far as the programs have to know them.
 
-The programs note a connection between known pods when its first packet comes the host's way. What began before they
-looked is added here from nf_conntrack, and what conntrack has forgotten is removed.
+The programs record a connection between known pods when its first packet goes through the host. Connections that began
+before they recorded are added here from the host's conntrack, and those that conntrack has forgotten are removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GRACE_SECONDS = 1  # conntrack was read while an entry this young was made
 
 
 class HostFlowsSynced(NamedTuple):
-    """What a look found: entries of host_flows there are now, how many of them it has added, how many removed."""
+    """How many entries host_flows has after a sync, how many of them the sync added, and how many it removed."""
 
     entries: int
     added: int
@@ -30,7 +30,7 @@ class HostFlowsSynced(NamedTuple):
 
 
 def needs_sync(generation: Generation, family: int) -> bool:
-    """Whether anything is unsettled that a look could settle."""
+    """True if anything is unsettled that a sync could settle."""
     with PodLinkTable(generation, family) as table:
         return bool(table.unsettled(StandingKind.HOST_FLOWS) or table.unsettled(StandingKind.UNRECORDED))
 
@@ -38,10 +38,11 @@ def needs_sync(generation: Generation, family: int) -> bool:
 def sync_host_flows(
     generation: Generation, family: int, pods: Mapping[bytes, int], cluster: PrefixSet
 ) -> HostFlowsSynced:
-    """Bring host_flows in line with conntrack; settle what can be settled. `pods`: the links of this node's pods by
-    address; `cluster`: where the pods of other nodes are.
+    """Bring host_flows in line with conntrack, and settle the links without such connections.
 
-    Raises OSError where conntrack can't be read, MapFullError: then the links concerned stay on the host's way.
+    `pods`: the links of this node's pods by address; `cluster`: the networks of other nodes' pods. Raises OSError where
+    conntrack can't be read, MapFullError where host_flows is full: then nothing is settled, and the packets of those
+    links go through the host.
     """
     with PodLinkTable(generation, family) as table, generation.map("host_flows", family) as flows:
         unrecorded, unsettled = table.unsettled(StandingKind.UNRECORDED), table.unsettled(StandingKind.HOST_FLOWS)
@@ -78,9 +79,10 @@ class _Followed(NamedTuple):
 def _followed(
     family: int, connections: list[Tracked], pods: Mapping[bytes, int], cluster: PrefixSet
 ) -> dict[bytes, _Followed]:
-    """The connections whose packets the short cut could take, by their keys in host_flows: one end is a pod of this
-    node, the other a pod of this or in the cluster. What the host translates has packets of two kinds, of each of which
-    both directions count: an ICMP error is known by the packet that it quotes.
+    """The connections whose packets could be redirected, by their keys in host_flows.
+
+    One end is a pod of this node, the other a pod of this node or an address in the cluster. A connection that the host
+    translates has two tuples. Each counts in both directions, for an ICMP error is known by the packet that it quotes.
     """
     found = {}
     for original, reply in connections:

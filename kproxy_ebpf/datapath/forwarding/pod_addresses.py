@@ -1,8 +1,8 @@
-"""Which address is behind which pod link: what the host itself would go by, never what a packet says.
+"""The pod's address behind each link. The host's own tables decide, never what a packet says.
 
-Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, and ports
-with a link-layer address behind them; that of the pod's own end is read in the pod's network namespace, since a bridge
-forgets what it has learned when packets pass it by.
+Point-to-point CNI plugins set a host route (/32, /128) to each pod's link. Bridges have neighbour entries, which name a
+link-layer address; the pod with that address is behind a port of the bridge. The address of the pod's own end is read
+in the pod's network namespace, since a bridge forgets what it has learned when packets bypass it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UP = 1
 
 
 class Port(NamedTuple):
-    """A pod's link that packets can be handed through: a veth whose end with `mac` is in another network namespace."""
+    """A pod's link that packets can be redirected to: a veth whose other end, with `mac`, is in another namespace."""
 
     ifindex: int
     bridge: int  # that it is a port of, or 0
@@ -38,8 +38,8 @@ class Port(NamedTuple):
 
 
 class FoundAddresses(NamedTuple):
-    """The ports among the links asked for; by family, which of them has which address: one each, for one link each;
-    and what else was read on the way.
+    """The ports among the links asked for; by family, the port of each address, at most one address for a port; and
+    the links and routes that were read for it.
     """
 
     ports: dict[int, Port]
@@ -48,18 +48,20 @@ class FoundAddresses(NamedTuple):
 
 
 Claims = dict[bytes, set[int]]
-"""Which links say that an address is behind them."""
+"""By address, the links that claim to have it behind them."""
 
 
 class PodAddresses:
-    """What was read last. Pods' ends of links are asked for once each."""
+    """Reads the addresses. It remembers the link-layer addresses of pods' ends: each is read once."""
 
     def __init__(self) -> None:
         self._macs: dict[int, bytes] = {}
 
     def read(self, links: Collection[int], known: Mapping[int, Mapping[bytes, int]]) -> FoundAddresses:
-        """What is known now. `known` is what held until now: an address behind a bridge stays known while nothing
-        contradicts, because neighbour entries that are not used are forgotten. Raises OSError.
+        """Read the kernel's tables. `known`: by family, the addresses until now. Raises OSError.
+
+        An address behind a bridge stays known until something contradicts it, because the kernel forgets neighbour
+        entries that are not used.
         """
         with requests("addresses of pods") as route:
             survey = rtnetlink.survey(route)
@@ -96,7 +98,7 @@ class PodAddresses:
 
 
 def facts_of(ports: Mapping[int, Port], addresses: Mapping[bytes, int]) -> dict[int, LinkFacts]:
-    """What the programs are told of the ports, given one family's addresses."""
+    """What the programs need to know of the ports, by ifindex, for one family's addresses."""
     pods = {ifindex: address for address, ifindex in addresses.items()}
     return {
         port.ifindex: LinkFacts(pods.get(port.ifindex, b""), port.bridge, port.router_mac, port.netns_id)
@@ -118,7 +120,9 @@ def _addresses(
 
 
 def one_each(claims: Claims, ports: Collection[int], known: Mapping[bytes, int]) -> dict[bytes, int]:
-    """The addresses that one link claims, if it is a port; of several of one link the one known, or else the lowest."""
+    """The addresses that exactly one link claims, if it is a port. Of several addresses of one link the known one
+    counts, otherwise the lowest.
+    """
     sole = {address: next(iter(links)) for address, links in claims.items() if len(links) == 1}
     chosen: dict[int, bytes] = {}
     for address in sorted(sole, key=lambda each: (known.get(each) != sole[each], each)):
@@ -133,7 +137,7 @@ def is_link_local(address: bytes) -> bool:
 
 
 def _host_routes(messages: Iterable[Message], family: int) -> Iterator[tuple[bytes, int]]:
-    """Whole addresses that are directly behind a link."""
+    """The host routes: an address and the link that it is directly behind."""
     for message in messages:
         is_direct = message.get_attr("RTA_GATEWAY") is None and message.get_attr("RTA_MULTIPATH") is None
         is_host = message["dst_len"] == 8 * address_bytes(family) and message["type"] == rt_type["unicast"]
@@ -143,7 +147,7 @@ def _host_routes(messages: Iterable[Message], family: int) -> Iterator[tuple[byt
 
 
 def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Iterator[tuple[bytes, int]]:
-    """Addresses that a bridge has a neighbour for: the port that it is behind, or 0 where that is no pod's."""
+    """The neighbours at bridges: an address and the port that it is behind; 0 if that is not a pod's."""
     behind = {(port.bridge, port.mac): port.ifindex for port in ports.values() if port.bridge}
     bridges = {port.bridge for port in ports.values()}
     for message in rtnetlink.dump(partial(route.get_neighbours, family=SOCKET_FAMILIES[family])):
@@ -154,7 +158,9 @@ def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Itera
 
 
 def _is_plain_veth(message: Message) -> bool:
-    """With a queueing discipline packets may have to wait there, as the bandwidth plugin wants it."""
+    """True if the link is up, leads to another namespace, and has no queue: the bandwidth plugin sets one, and packets
+    must wait in it.
+    """
     return (
         message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "veth"
         and message.get_attr("IFLA_LINK_NETNSID") is not None

@@ -1,4 +1,6 @@
-"""The tables of links and of pods' addresses, kept together: what is pointed at is written before what points at it."""
+"""The tables of links and of pods' addresses. They are kept together: links are written before the addresses that point
+at them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which links lead to the other nodes: those that the host's own routes name for the addresses of the cluster."""
+"""The uplinks: the links that the host's own routes name for the addresses of the cluster."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _PRESENT = (1).to_bytes(4, "little")
 
 
 class Route(NamedTuple):
-    """`is_direct`: without a next hop. `is_strange`: with an encapsulation, which bpf_fib_lookup refuses, or an MTU of
-    its own, which the stack heeds and bpf_fib_lookup does not unless it is locked.
+    """A route of the host. `is_direct`: it has no next hop.
+
+    `is_strange`: it has an encapsulation, which bpf_fib_lookup refuses, or an MTU of its own, which the host's stack
+    heeds and bpf_fib_lookup does not unless it is locked.
     """
 
     destination: Network
@@ -67,14 +69,14 @@ def _unicast(survey: Survey) -> Iterable[Message]:
 
 
 def _is_outward(route: Route, inward: Collection[int], bridges: Collection[int]) -> bool:
-    """Not to pods of this node, ours or others': those are behind a link of their own, or behind a bridge."""
+    """True if a route does not lead to pods of this node: they are behind a link of their own, or behind a bridge."""
     is_neighbour = route.is_direct and route.destination.prefixlen == route.destination.max_prefixlen
     at_bridge = route.is_direct and route.links.issubset(bridges)
     return not is_neighbour and not at_bridge and bool(route.links.difference(inward))
 
 
 def _routes_to(network: Network, routes: Iterable[Route]) -> list[Route]:
-    """Those to parts of it; where there are none, those with the longest prefix to all of it."""
+    """The routes to parts of the network; if there are none, those with the longest prefix to all of it."""
     overlapping = [route for route in routes if _overlap(route.destination, network)]
     inside = [route for route in overlapping if route.destination.prefixlen >= network.prefixlen]
     longest = max((route.destination.prefixlen for route in overlapping), default=0)
@@ -117,7 +119,7 @@ def _kind(message: Message) -> str | None:
 
 
 class UplinkTable:
-    """What the programs know of uplinks; as a context manager. Raises OSError where the pin can't be opened."""
+    """The programs' table of uplinks; as a context manager. Raises OSError where the pin can't be opened."""
 
     def __init__(self, generation: Generation) -> None:
         self._map = generation.map("uplinks")

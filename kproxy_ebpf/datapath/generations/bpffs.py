@@ -14,7 +14,7 @@ from kproxy_ebpf.errors import BusyError, NodeError, PermissionDeniedError
 
 DEFAULT = Path("/sys/fs/bpf")
 ROOT = "kproxy-ebpf"
-# Commands hold the lock, shared, for microseconds to learn whether a daemon runs: such a holder is waited for.
+# Commands take the lock, shared, for microseconds to learn whether a daemon runs. A holder is waited for this long.
 _GLANCE_SECONDS = 0.2
 _MAGIC = 0xCAFE4A11  # of bpffs, linux/magic.h
 
@@ -51,10 +51,10 @@ def _mount(folder: Path) -> None:
 
 
 class NodeLock:
-    """Held by whoever writes to the datapath, so that two daemons on one node are refused.
+    """Whoever writes to the datapath holds it, so a second daemon on a node is refused.
 
-    It is a flock on our folder in bpffs itself: whoever shares the datapath shares the lock, in any mount namespace,
-    and the kernel drops it with its holder.
+    It is a flock on our folder in bpffs itself. Whoever shares the datapath shares the lock, in any mount namespace,
+    and the kernel releases it when its holder ends.
     """
 
     def __init__(self, bpffs: Path) -> None:
@@ -93,7 +93,7 @@ class NodeLock:
 
 
 def _holder(fd: int) -> str:
-    """Who holds the flock, as far as /proc/locks tells: it names no process of another pid namespace."""
+    """Names the holder of the flock, as far as /proc/locks tells: it names no process of another pid namespace."""
     stat = os.fstat(fd)
     wanted = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():

@@ -1,7 +1,7 @@
-"""Entries that go from one generation's tables to another's, field by field where the layouts differ.
+"""Migrates the tables of one generation to the next, field by field where the layouts differ.
 
-`old` and `new` are the generations' folders, the new one of this version. A table whose entries can't be told, or have
-a field of another size, stays behind, which is logged by its name.
+`old` and `new` are the folders of two generations; the new one is of this version. A table is not migrated if its
+layout is not known or a field has another size; the log names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ log = structlog.get_logger(__name__)
 
 
 def copy_service_tables(old: Path, new: Path) -> bool:
-    """Copy those that are not shared. False, with nothing copied, where one of them stays: they name one another."""
+    """Copy the service tables that are not shared. False, and nothing is copied, if one of them can't be migrated: the
+    tables point at one another.
+    """
     with ExitStack() as stack:
         migrations = []
         for name, family in product(SERVICE_TABLES, FAMILIES):
@@ -38,7 +40,7 @@ def copy_service_tables(old: Path, new: Path) -> bool:
 
 
 def copy_settings(old: Path, new: Path) -> None:
-    """Copy what the programs read while they run, if it is not shared: new connections meet what they met before."""
+    """Copy the live settings if they are not shared: new connections meet the same switches as before."""
     try:
         with TableMigration(old, new, "settings") as migration:
             migration.copy()
@@ -57,13 +59,13 @@ def copy_flows(old: Path, new: Path) -> None:
 
 
 def copy_missing_flows(old: Path, new: Path) -> bool:
-    """Add what `new`, which is in use, lacks or knows less of. False where flows stay behind."""
+    """Add to `new`, which is in use, the entries that it lacks or knows less of. False if flows can't be migrated."""
     copied = {(name, family): _copy_missing(old, new, name, family) for name, family in product(FLOW_TABLES, FAMILIES)}
     return all(copied["flows", family] for family in FAMILIES)
 
 
 def shares_flows(old: Path, new: Path) -> bool:
-    """Whether the programs of both use the same flow tables."""
+    """True if the programs of both generations use the same flow tables."""
     try:
         return all(_id(old, family) == _id(new, family) for family in FAMILIES)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How flows go from one generation to the next: which of two entries at one key counts."""
+"""Migrates flows from one generation to the next, and decides which of two entries at one key counts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kproxy_ebpf.datapath.generations.migrate_table import TableMigration
 
 
 class FlowMigration(TableMigration):
-    """For flows. One that is over stays behind: copied late, it would stand in the place of a new connection that uses
-    the same ports, or beside it, where its mirror is taken for that of the new one.
+    """Migrates a flow table. Flows that are over are not copied: a late copy would stand in the place of a new
+    connection with the same ports, or beside it, and its mirror entry would be taken for the new connection's.
 
-    A connection's two entries come together or not at all. Where one of them finds another connection in its place, the
-    later one counts: the programs that made it took the place because the earlier was over. What was made within the
-    same second is not told apart; then that counts which is in use.
+    The two entries of a connection are copied together or not at all. If another connection stands at the key of one of
+    them, the later connection counts: the programs gave it the place because the earlier one was over. Of two that were
+    made within the same second, the one in use counts.
     """
 
     def __init__(self, old: Path, new: Path, name: str, family: int) -> None:
@@ -47,7 +47,7 @@ class FlowMigration(TableMigration):
             self._forget_mirror(other)
 
     def _has_place_for_mirror(self, flow: _Entry) -> bool:
-        """Whether the mirror of `flow` has a place in `new`: else the connection is over, whatever `old` says of it."""
+        """True if the mirror entry of `flow` has a place in `new`. Without one, the connection is over."""
         present = self._new.lookup(flow.mirror_key)
         if present is None:
             return True
@@ -55,7 +55,7 @@ class FlowMigration(TableMigration):
         return other.is_one_with(flow) or flow.is_later_than(other)
 
     def _forget_mirror(self, flow: _Entry) -> None:
-        """`flow` has lost its place: what is left of that connection would count as open for days."""
+        """Remove the mirror entry of `flow`, which has lost its place: left alone, it would count as open for days."""
         present = self._new.lookup(flow.mirror_key)
         if present is not None and self._entry(flow.mirror_key, present).is_one_with(flow):
             self._new.delete(flow.mirror_key)
@@ -73,7 +73,7 @@ class _Entry:
 
     @property
     def mirror_key(self) -> bytes:
-        """Where the connection's other entry is; see struct flow."""
+        """The key of the connection's other entry; see struct flow."""
         to = self.flow.to
         ends = {"source": to.destination, "destination": to.source}
         ports = {"source_port_be": to.destination_port_be, "destination_port_be": to.source_port_be}
@@ -84,7 +84,7 @@ class _Entry:
         return bool(self.flow.state == FlowState.CLOSED)
 
     def is_one_with(self, other: _Entry) -> bool:
-        """Whether both are of one connection: the same entry of it, or each other's mirror."""
+        """True if both belong to one connection: they are the same entry, or each other's mirror."""
         same_ends = {self.key, self.mirror_key} == {other.key, other.mirror_key}
         return same_ends and bool(self.flow.created_seconds == other.flow.created_seconds)
 
@@ -93,10 +93,10 @@ class _Entry:
 
 
 def _knows_more(flow: _Entry, other: _Entry) -> bool:
-    """Whether `flow` has gone on since it became `other`, the same entry: a handshake, a FIN.
+    """True if `flow` has gone on since it was copied to `other`, by a handshake or a FIN.
 
-    An end older than the last packet of `other` is not told: that was a SYN that used the same ports again, and went on
-    with an entry that did not look closed.
+    An end that is older than the last packet of `other` does not count: that packet was a SYN that used the same ports
+    again, and went on with an entry that did not look closed.
     """
     if flow.is_over and flow.flow.last_seen_seconds < other.flow.last_seen_seconds:
         return False

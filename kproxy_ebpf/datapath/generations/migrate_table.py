@@ -1,4 +1,4 @@
-"""The way of one table's entries from the generation before to its namesake in the next."""
+"""Migrates one table: from the generation before to the table of the same name in the next."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kproxy_ebpf.datapath.generations.schema import Conversion, own_layouts, rea
 from kproxy_ebpf.linux.bpf import ARRAY, LRU_HASH, NO_EXIST, Map
 
 _INDEX = struct.Struct("=I")
-_PASSES = 2  # the first fetches what is missing; the second, what that learned before it was here
+_PASSES = 2  # the second copies what entries have learned between their reading and their writing in the first
 
 
 class NotMigratedError(Exception):
-    """A table can't be carried over; the text says why."""
+    """A table can't be migrated; the text says why."""
 
 
 class TableMigration:
-    """From one table to its namesake; nothing happens where both are one map. A context manager."""
+    """From one table to the one of the same name. Nothing happens if both are one map. A context manager."""
 
     def __init__(self, old: Path, new: Path, name: str, family: int | None = None) -> None:
         """`family` for all but the shared maps. Raises NotMigratedError, OSError."""
@@ -41,7 +41,7 @@ class TableMigration:
             raise NotMigratedError(str(error)) from error
 
     def require_room(self) -> None:
-        """Raises NotMigratedError where `new` has no room for everything. A full LRU makes room."""
+        """Raises NotMigratedError if `new` has no room for everything. A full LRU makes room."""
         room = self._new.info.max_entries
         if self._is_shared or self._new.info.type == LRU_HASH or room >= self._old.info.max_entries:
             return
@@ -53,7 +53,7 @@ class TableMigration:
             raise NotMigratedError("there is no room for all of it")
 
     def copy(self) -> None:
-        """Write all entries; of an array, what is used."""
+        """Write all entries; of an array, the used elements."""
         if self._is_shared:
             return
         is_array = self._new.info.type == ARRAY
@@ -65,7 +65,7 @@ class TableMigration:
         """Write the entries that `new` lacks or knows less of, while programs use it."""
         for _ in range(0 if self._is_shared else _PASSES):
             for key, value in self._converted():
-                present = self._new.lookup(key)  # first: nearly all are there, and a refusal costs four times as much
+                present = self._new.lookup(key)  # nearly all are there, and a refused update costs four times as much
                 if present is None:
                     self._add(key, value)
                 elif present != value:
@@ -82,16 +82,16 @@ class TableMigration:
         self.close()
 
     def _wanted(self, keys: bytes, values: bytes) -> tuple[bytes, bytes]:
-        """Of entries (of the new layout) those that are to be copied."""
+        """Those of the entries (in the new layout) that are to be copied."""
         return keys, values
 
     def _add(self, key: bytes, value: bytes) -> None:
-        """`new` has had nothing at `key`; what its programs have written there since stays."""
+        """Write an entry that `new` lacked a moment ago. What its programs have written there since stays."""
         with suppress(FileExistsError):
             self._new.update(key, value, NO_EXIST)
 
     def _meet(self, key: bytes, value: bytes, present: bytes) -> None:
-        """`new` has another value at `key`: that is the later one."""
+        """Deal with another value that `new` has at `key`: it is the later one and stays."""
 
     def _converted(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, one by one."""

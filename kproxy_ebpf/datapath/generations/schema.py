@@ -1,9 +1,9 @@
-"""Where the fields of each map's keys and values stand, written down beside the maps, and what follows from it.
+"""The layouts of all maps, written down beside the maps, and the conversion of entries from one layout to another.
 
-Each generation holds this text in its map `schema`, as JSON: {"flows_v4": {"key": {"source": [0, 4], …}, "value":
+Each generation holds its layouts in its map `schema`, as JSON: {"flows_v4": {"key": {"source": [0, 4], …}, "value":
 {…}}, …}, with offset and size in bytes of each field. Fields of structures within structures have names like
-`to.source`; padding is not listed; a plain number is one field without a name. Entries of a map whose layout is another
-are carried over by field name, so a name never changes its meaning.
+`to.source`; padding is not listed; a plain number is one field without a name. Entries migrate to another layout by
+field name, so a name never changes its meaning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Entry:
 
 @cache
 def own_layouts() -> dict[str, Entry]:
-    """Of this version's maps, by the name that they are pinned under."""
+    """The layouts of this version's maps, by the name that they are pinned under."""
     return {
         pinned_name(name, family) if name in FAMILY_MAPS else name: Entry(_fields(key), _fields(value))
         for family in FAMILIES
@@ -53,7 +53,7 @@ def write_layouts(generation: Path) -> None:
 
 
 def read_layouts(generation: Path) -> dict[str, Entry]:
-    """What a generation's text says, of whatever version it is; nothing where it can't be read."""
+    """The layouts of a generation of any version; an empty dict where they can't be read."""
     try:
         with Map.open(generation / "maps/schema") as schema:
             text = (schema.lookup(_FIRST) or b"").rstrip(b"\0")
@@ -63,7 +63,7 @@ def read_layouts(generation: Path) -> dict[str, Entry]:
 
 
 class Conversion:
-    """Packed elements of one layout become those of another: a new field is 0, one that is gone is dropped."""
+    """Turns packed elements of one layout into those of another: a new field is 0, a removed field is dropped."""
 
     def __init__(self, before: Fields, after: Fields, size_before: int, size_after: int) -> None:
         """Sizes are those of whole elements. Raises ValueError where a field has another size, or is not inside."""

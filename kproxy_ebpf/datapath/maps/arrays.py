@@ -69,7 +69,8 @@ class Backends(MappedArray):
     def write(self, entries: dict[int, bytes]) -> None:
         """Write whole elements so that a program never sees a usable backend with another's address.
 
-        First the epoch (flows of the id's former owner stop looking at it), last the word with port, state and flags.
+        The epoch is written first, so flows of the id's former owner stop reading the element. The word with port,
+        state and flags is written last.
         """
         for index in entries:
             self.check(index)

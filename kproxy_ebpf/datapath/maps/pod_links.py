@@ -1,15 +1,15 @@
-"""The element that a pod's link has in the programs' array, and what the daemon may say about it there.
+"""The element of a pod's link in the programs' array: what the programs know of the link.
 
-A `standing` in it is a flag that the programs read without a lock (struct standing in bpf_src/contract.h): read it
-(`unsettled`) before looking for the things that it stands for, and `settle` with what was read only if none was found.
-What is not settled counts as there.
+A `standing` in the element is a flag that the programs read without a lock (struct standing in bpf_src/contract.h). It
+says that the link certainly has no entries of a kind; a link that is not settled may have some. To settle a link, read
+its standing (`unsettled`), scan for entries, and call `settle` with the standing only if the scan found none.
 
-Two things may come in between. Programs make something: they count up `made`, and what is written then is no longer one
-more than it. Or another thread of the daemon makes something, or knows better, and calls `unsettle` once that can be
-found: then `settled` is another than was read, and nothing is written. It can't have become the same again: `unsettle`
-lowers it, and only `settle` raises it, which for each kind one thread alone does, once after each look (flows: the
-sweep; the others: the look at conntrack). Nobody but this process writes `settled`, so a lock makes comparing and
-writing one step.
+Entries may appear between the reading and the writing. If a program creates one, it increments `made`, and the number
+written is no longer `made + 1`. If another thread of the daemon creates one, it calls `unsettle` once the entry can be
+found; then `settled` differs from what was read, and `settle` writes nothing. The number can't have become the same
+again: `unsettle` lowers it, and only `settle` raises it, which for each kind one thread alone does, once after each
+scan (for flows the sweep, for the others the reading of conntrack). Nobody but this process writes `settled`, so a lock
+makes comparing and writing one step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WRITING = threading.Lock()
 
 
 class StandingKind(StrEnum):
-    """What a standing stands for: the fields of struct pod_link."""
+    """The kinds of entries that a link may have: the standings in struct pod_link."""
 
     FLOWS = "flows"
     HOST_FLOWS = "host_flows"
@@ -42,7 +42,7 @@ class StandingKind(StrEnum):
 
 
 class StandingValue(NamedTuple):
-    """See struct standing; what `unsettled` read, for `settle`."""
+    """The value of a struct standing, as `unsettled` read it, for `settle`."""
 
     made: int
     settled: int
@@ -53,9 +53,11 @@ class StandingValue(NamedTuple):
 
 
 class LinkFacts(NamedTuple):
-    """What the programs are told of a link. `pod`: the pod's address, packed; b"" where none is known. `bridge`: the
-    ifindex of the bridge that the link is a port of, or 0. `router_mac`: what the pod addresses for the host to route.
-    `netns_id`: the pod's network namespace, as the host's numbers it.
+    """What the programs know of a link.
+
+    `pod`: the pod's packed address, b"" where none is known. `bridge`: the ifindex of the bridge that the link is a
+    port of, or 0. `router_mac`: the address to which the pod sends what the host shall route. `netns_id`: the number of
+    the pod's network namespace in the host's.
     """
 
     pod: bytes
@@ -65,7 +67,9 @@ class LinkFacts(NamedTuple):
 
 
 class PodLinkTable:
-    """The array of one address family. A link whose place is another's has no element: it goes the slow way."""
+    """The array of one address family. A link whose place another link has taken has no element: its packets take every
+    look-up, and are not redirected.
+    """
 
     def __init__(self, generation: Generation, family: int) -> None:
         self._array = MappedArray(generation.map("pod_links", family))
@@ -82,7 +86,7 @@ class PodLinkTable:
             return {words[base]: self._read(words, base) for base in self._used(words)}
 
     def tell(self, facts: Mapping[int, LinkFacts]) -> None:
-        """Make these the links that have elements. What was settled of one whose facts change is so no more."""
+        """Make these the links that have elements. A link whose facts change is no longer settled."""
         with self._writing() as words:
             for base in self._used(words):
                 if words[base] not in facts:
@@ -98,17 +102,17 @@ class PodLinkTable:
             standings = {words[base]: self._standing(words, base, kind) for base in self._used(words)}
         return {ifindex: standing for ifindex, standing in standings.items() if not standing.is_settled}
 
-    def settle(self, kind: StandingKind, looked: Mapping[int, StandingValue]) -> None:
-        """At these links nothing of the kind was found; `looked` is what `unsettled` said before it was looked for."""
+    def settle(self, kind: StandingKind, read: Mapping[int, StandingValue]) -> None:
+        """Settle links where a scan found nothing of the kind. `read`: what `unsettled` returned before the scan."""
         with self._writing() as words:
-            for ifindex, standing in looked.items():
+            for ifindex, standing in read.items():
                 base = self._base(ifindex)
                 if words[base] == ifindex and self._standing(words, base, kind).settled == standing.settled:
                     words[base + self._standings[kind] + 1] = (standing.made + 1) % _WRAP
 
     def unsettle(self, kind: StandingKind, ifindexes: Iterable[int] | None = None) -> None:
-        """Something of the kind may be there: at these links, or at all. For others than the thread that looks, once it
-        can be found.
+        """Say that there may be entries of the kind, at these links or at all. Threads other than the one that scans
+        call it, once the entries can be found.
         """
         wanted = None if ifindexes is None else frozenset(ifindexes)
         with self._writing() as words:
@@ -127,7 +131,7 @@ class PodLinkTable:
 
     @contextmanager
     def _writing(self) -> Iterator[memoryview]:
-        """The array, which no other thread reads or writes meanwhile; programs do."""
+        """The array, which no other thread uses during the block; programs do."""
         with _WRITING, self._array.words() as words:
             yield words
 
@@ -135,7 +139,7 @@ class PodLinkTable:
         return ifindex % self._places * self._step
 
     def _used(self, words: memoryview) -> Iterator[int]:
-        """Where elements begin that are some link's."""
+        """The words where the elements of links begin."""
         ifindexes = words[: self._places * self._step : self._step].tolist()
         return (place * self._step for place, ifindex in enumerate(ifindexes) if ifindex)
 
@@ -164,9 +168,11 @@ class PodLinkTable:
 
 @contextmanager
 def unrecorded(generation: Generation, families: Iterable[int] = FAMILIES) -> Iterator[None]:
-    """The block lets the short cut take what it could not before: connections may have begun the host's way unnoticed,
-    up to the last packet that met what was before. No link is settled when that packet has been dealt with, be it by a
-    look that read conntrack too early for it, so they are looked for first. Blocks for some milliseconds.
+    """Wrap every change that lets redirect take more packets. Blocks for some milliseconds.
+
+    Connections that began through the host before the change were not recorded, so all links are marked unrecorded
+    before it. They are marked again once packets in flight are done, for conntrack may have been read in between, too
+    early to show those packets.
     """
     _unrecord(generation, families)
     yield

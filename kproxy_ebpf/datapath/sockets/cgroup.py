@@ -1,8 +1,8 @@
-"""The socket programs on the cgroup v2 tree, by BPF links beside whatever else is attached there.
+"""The socket programs on the cgroup v2 tree, attached by BPF links beside whatever else is attached there.
 
-The links are pinned as links/cgroup-<program>, so they outlive the daemon. Once attached they stay until `cleanup`, in
-every mode: sockets that were translated here show their VIP through them, and what is new is switched by
-settings.switches.
+The links are pinned as links/cgroup-<program>, so they outlive the daemon. Once attached the programs stay until
+`cleanup`, in every mode: translated sockets show their VIP through them. settings.switches says whether they translate
+new connections.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _REVERSING_FIRST = ("getpeername", "recvmsg", "sendmsg", "connect")
 
 
 def cgroup2_mount(mounts: Path = Path("/proc/self/mounts")) -> Path | None:
-    """Where cgroup v2 is mounted: never assumed, for hybrid layouts put it in a subfolder.
+    """The mount point of cgroup v2, None where it is not mounted. Hybrid layouts put it in a subfolder.
 
-    A container may have a mount of its own part of the tree too: the whole tree, whose root has no cgroup.type, wins.
+    A container may also have a mount of its own part of the tree: the whole tree, whose root has no cgroup.type, wins.
     """
     found = []
     for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
@@ -51,7 +51,7 @@ def find_cgroup(wanted: Path | None = None) -> Path:
 
 
 def netns_cookie() -> int:
-    """Of this process's network namespace. Raises NodeError before Linux 5.14."""
+    """The cookie of this process's network namespace. Raises NodeError before Linux 5.14."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             (cookie,) = struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
@@ -65,7 +65,7 @@ class CgroupLink(Link):
 
     @property
     def program_and_cgroup(self) -> tuple[int, int]:
-        """The ids of both; that of the cgroup is 0 once it is gone, or the link was detached by force."""
+        """The ids of both. The cgroup's is 0 once the cgroup is gone, or the link was detached by force."""
         raw = self._fill(libbpf.CgroupLinkInfoStruct())
         return raw.program_id, raw.cgroup_id
 
@@ -115,7 +115,7 @@ def _update(pin: Path, program: Program, cgroup_id: int) -> bool:
 
 
 def is_attached(links: Path) -> bool:
-    """Whether socket programs of ours are attached, be it without a daemon."""
+    """True if socket programs of ours are attached, whether or not a daemon runs."""
     with suppress(FileNotFoundError):
         return any(pin.name.startswith(PREFIX) for pin in links.iterdir())
     return False

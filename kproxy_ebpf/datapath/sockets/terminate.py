@@ -1,8 +1,7 @@
-"""The end of sockets that were translated at connect() and whose backend is gone: no packet of theirs passes a program
-that could tell them.
+"""Terminates sockets that were translated at connect() and whose backend is gone.
 
-Rules as for flows (SEMANTICS, connections over time): TCP ends with the backend's pod, UDP already where the backend
-has left its Service.
+None of their packets passes a program that could reset the connection. The rules are those for flows: TCP ends with the
+backend's pod, UDP as soon as the backend has left its Service.
 """
 
 from __future__ import annotations
@@ -35,25 +34,25 @@ _ENDING = {
     socket.IPPROTO_UDP: {BackendState.GONE, BackendState.LEFT},
 }
 _SOCKET_FAMILIES = {4: (socket.AF_INET, socket.AF_INET6), 6: (socket.AF_INET6,)}
-"""Which sockets talk to backends of a family: those of IPv6 to IPv4 as well, by mapped addresses."""
+"""By a backend's family, the families of the sockets that talk to it: IPv6 sockets reach IPv4 by mapped addresses."""
 
 
 class Lost(NamedTuple):
-    """A backend that is no more, and where it was; None where another one has its id by now."""
+    """A backend that is gone, and its address and port; None where another backend has its id by now."""
 
     state: BackendState
     target: Target | None
 
 
 def is_ended(found: FoundSocket, lost: Lost | None, ending: Collection[BackendState]) -> bool:
-    """Whether a socket ends with its backend. Its peer tells whether the id that it bears is of this table: it is not
-    where tables could not be carried over.
+    """True if a socket ends with its backend. Its peer must be the backend's address: where tables could not be
+    migrated, the id that the socket bears is of another table.
     """
     return lost is not None and lost.state in ending and lost.target in (None, found.peer)
 
 
 class SocketTerminator:
-    """Ends sockets of one address family's backends. Keeps the maps open; `close` when done.
+    """Terminates sockets of one address family's backends. Keeps the maps open; `close` when done.
 
     Raises OSError where the kernel can't list the sockets.
     """
@@ -65,11 +64,11 @@ class SocketTerminator:
         self._listings = [_iterator(generation, name, family) for name in LISTING_PROGRAMS]
 
     def terminate(self, backend_ids: Collection[int] | None = None) -> int:
-        """End the sockets of these backends, or of all, as far as they are gone; return how many those were.
+        """Terminate the sockets of these backends, or of all, as far as the backends are gone; return how many it were.
 
-        Blocks in a thread, for some walks through the node's tables of sockets for each network namespace (about a
-        millisecond on a quiet node), and not at all where no socket has been led to these backends. Namespaces and
-        sockets that end meanwhile are passed over. Raises OSError.
+        Blocks in a thread for some walks through the node's tables of sockets, for each network namespace (about a
+        millisecond on a quiet node); not at all if no socket has been led to these backends. Namespaces and sockets
+        that end meanwhile are no error. Raises OSError.
         """
         if backend_ids is not None:
             backend_ids = {backend_id for backend_id in backend_ids if self._was_led_to(backend_id)}
@@ -82,8 +81,8 @@ class SocketTerminator:
         return sum(self._terminate_in(namespace, backend_ids, targets) for namespace in namespaces)
 
     def learn(self) -> None:
-        """Note in `led` which backends of now the sockets were led to: programs of a version without that map may have
-        led them.
+        """Note in `led` to which of the present backends sockets have been led: programs of a version without that map
+        may have led them.
 
         Blocks like `terminate`. Raises OSError.
         """
@@ -101,7 +100,7 @@ class SocketTerminator:
             descriptor.close()
 
     def _was_led_to(self, backend_id: int) -> bool:
-        """Whether a socket has been led to this backend, be it one that has ended since."""
+        """True if a socket has been led to this backend, even if that socket has ended since."""
         backend = self._backend(backend_id)
         return backend is not None and self._led.lookup(_U32.pack(backend_id)) == _led_in(backend.epoch)
 
@@ -115,8 +114,10 @@ class SocketTerminator:
                     yield from _LISTED.iter_unpack(data)
 
     def _lost(self, backend_id: int, epoch: int, *, only_present: bool) -> Lost | None:
-        """What has become of a socket's backend; None where it serves. Another epoch: the id has been given away, so
-        that backend has left or is gone, and nobody knows which; with `only_present` it is not asked for.
+        """The state of a socket's backend if it is lost; None while it serves.
+
+        If the epoch is another, the id has been given away. So that backend has left or is gone, and it counts as left;
+        with `only_present` it is not asked for: None.
         """
         backend = self._backend(backend_id)
         if backend is None or backend.epoch != epoch:
@@ -130,7 +131,7 @@ class SocketTerminator:
         return codec(self._family).unpack_backend(row) if row else None
 
     def _targets(self, backend_ids: Collection[int]) -> list[Target]:
-        """Where their sockets are connected to; none, which is no filter, where that are too many."""
+        """The backends' addresses and ports, as a filter for sockets; of too many backends none: no filter."""
         if len(backend_ids) > TARGETS_MAX:
             return []
         backends = filter(None, map(self._backend, backend_ids))
@@ -155,7 +156,7 @@ class SocketTerminator:
             )
 
     def _to_terminate(self, namespace: Path, backend_ids: Collection[int] | None) -> dict[int, Lost]:
-        """By cookie, what has become of the backend of each socket that may have to end."""
+        """By cookie, the lost backend of each socket that may have to end."""
         lost = {
             cookie: self._lost(backend_id, epoch, only_present=backend_ids is not None)
             for cookie, backend_id, epoch in self._listed(namespace)
@@ -165,7 +166,7 @@ class SocketTerminator:
 
 
 def _led_in(epoch: int) -> bytes:
-    """What `led` holds of a backend to which sockets were led in this epoch."""
+    """The value in `led` for a backend to which sockets were led in this epoch."""
     return _U32.pack((epoch + 1) & 0xFFFFFFFF)
 
 
