@@ -16,7 +16,7 @@ from kproxy_ebpf.cli.explain import frontend_text
 from kproxy_ebpf.cli.pinned import generation_in_force, service_names
 from kproxy_ebpf.cli.rows import Names, endpoint_text, protocol_name
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, Direction, FrontendFlags, Verdict
-from kproxy_ebpf.datapath.frames import Answer
+from kproxy_ebpf.datapath.frames import Refusal
 from kproxy_ebpf.errors import KproxyError, UsageError
 from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.service_tables import Backend
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FIRST = {Protocol.TCP: "TCP SYN", Protocol.UDP: "UDP datagram", Protocol.SCTP: "SCTP INIT"}
 REFUSED = {
-    Answer.RESET: "the pod gets a TCP RST from the VIP: its connect fails at once with ECONNREFUSED",
-    Answer.UNREACHABLE: "the pod gets an ICMP port unreachable: a connected socket fails at once with ECONNREFUSED",
+    Refusal.RESET: "the pod gets a TCP RST from the VIP: its connect fails at once with ECONNREFUSED",
+    Refusal.UNREACHABLE: "the pod gets an ICMP port unreachable: a connected socket fails at once with ECONNREFUSED",
 }
 DROPPED = {
     Verdict.DROPPED_TRAFFIC_POLICY: "dropped: endpoints exist, but internalTrafficPolicy Local admits none here",

@@ -24,8 +24,8 @@ _INIT_CHUNK = struct.pack("!BBHIIHHI", 1, 0, 20, 1, _WINDOW, 1, 1, 0)  # RFC 926
 _TCP_FLAGS_OFFSET, _RST = 13, 0x04
 
 
-class Answer(StrEnum):
-    """What a program turns a packet into that it refuses."""
+class Refusal(StrEnum):
+    """What a program makes of a packet that it refuses."""
 
     RESET = "TCP RST"
     UNREACHABLE = "ICMP port unreachable"
@@ -63,13 +63,13 @@ def tuple_of(frame: bytes, family: int) -> FlowTuple:
     return FlowTuple(source, ports[0], destination, ports[1], _protocol(frame, family), Direction.FROM_POD)
 
 
-def answer_of(frame: bytes, family: int) -> Answer | None:
+def refusal_of(frame: bytes, family: int) -> Refusal | None:
     """The kind of refusal that a frame is; None if it is none."""
     protocol = _protocol(frame, family)
     if protocol == _ICMP[family]:
-        return Answer.UNREACHABLE
+        return Refusal.UNREACHABLE
     flags = frame[_LINK_BYTES + _NETWORK_BYTES[family] + _TCP_FLAGS_OFFSET] if protocol == Protocol.TCP else 0
-    return Answer.RESET if flags & _RST else None
+    return Refusal.RESET if flags & _RST else None
 
 
 def _protocol(frame: bytes, family: int) -> int:

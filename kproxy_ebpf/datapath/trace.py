@@ -21,7 +21,7 @@ from typing import Self
 
 from kproxy_ebpf.contract.layouts import Affinity, Direction, FlowFlags, FrontendFlags, Pod, Verdict
 from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, now_seconds
-from kproxy_ebpf.datapath.frames import Answer, answer_of, first_packet, tuple_of
+from kproxy_ebpf.datapath.frames import Refusal, first_packet, refusal_of, tuple_of
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.arrays import Slots
 from kproxy_ebpf.datapath.maps.packing import codec, unpack_frontend_values
@@ -63,7 +63,7 @@ class Trace:
     was_affine: bool = False
     handed_to: int = 0
     leaves: bool = False
-    answer: Answer | None = None
+    answer: Refusal | None = None
 
     @property
     def is_vip_only(self) -> bool:
@@ -255,7 +255,7 @@ class Tracer:
         if known.frontend is None:
             return self._forwarded(trace, packet, run)
         if flow is None:
-            return replace(trace, answer=answer_of(run.data, self.family))
+            return replace(trace, answer=refusal_of(run.data, self.family))
         becomes, hairpin = tuple_of(run.data, self.family), bool(flow.flags & FlowFlags.HAIRPIN)
         return replace(
             trace if hairpin else self._forwarded(trace, becomes, run),

@@ -10,7 +10,7 @@ from harness import FROM_POD, PROTOCOLS, TO_POD, Datapath, now_seconds
 from packets import BACKEND, BACKEND_B, CLIENT, OUTSIDE, VIP, VIP_B, Endpoint, tcp
 
 from kproxy_ebpf.contract.layouts import Affinity, BackendState, FrontendFlags, Verdict
-from kproxy_ebpf.datapath.frames import Answer
+from kproxy_ebpf.datapath.frames import Refusal
 from kproxy_ebpf.datapath.trace import Trace, Tracer
 from kproxy_ebpf.errors import UsageError
 from kproxy_ebpf.model.flows import FlowTuple
@@ -71,7 +71,7 @@ def test_an_address_that_is_no_vip(run):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "answer"), [("tcp", Answer.RESET), ("udp", Answer.UNREACHABLE), ("sctp", Answer.UNREACHABLE)]
+    ("protocol", "answer"), [("tcp", Refusal.RESET), ("udp", Refusal.UNREACHABLE), ("sctp", Refusal.UNREACHABLE)]
 )
 def test_refusals_and_their_answers(run, datapath, protocol, answer):
     datapath.add_frontend(VIP.on(81), [], protocol)

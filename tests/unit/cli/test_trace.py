@@ -11,7 +11,7 @@ from explained import NEAR, VIP, explanation
 
 from kproxy_ebpf.cli.trace import explained_frontend, parse_packet, service_of, trace_lines, trace_report
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, Direction, FrontendFlags, Verdict
-from kproxy_ebpf.datapath.frames import Answer
+from kproxy_ebpf.datapath.frames import Refusal
 from kproxy_ebpf.datapath.trace import Trace
 from kproxy_ebpf.errors import UsageError
 from kproxy_ebpf.model.flows import FlowTuple
@@ -103,14 +103,14 @@ def test_a_trace_without_the_daemon_tells_what_the_maps_hold() -> None:
     ("trace", "words"),
     [
         (Trace(PACKET, Verdict.UNTOUCHED), "untouched: no frontend"),
-        (Trace(PACKET, Verdict.REJECTED_NO_BACKEND, Frontend(7, 0, 0), answer=Answer.RESET), "TCP RST"),
+        (Trace(PACKET, Verdict.REJECTED_NO_BACKEND, Frontend(7, 0, 0), answer=Refusal.RESET), "TCP RST"),
         (Trace(PACKET, Verdict.REJECTED_NO_BACKEND, Frontend(7, 0, 0)), "no answer could be made"),
         (
             Trace(
                 PACKET,
                 Verdict.REJECTED_UNDEFINED_PORT,
                 Frontend(7, 0, 0, FrontendFlags.VIP_ONLY),
-                answer=Answer.UNREACHABLE,
+                answer=Refusal.UNREACHABLE,
             ),
             "shop/web:http's, which does not define this port: the pod gets an ICMP port unreachable",
         ),
