@@ -49,7 +49,7 @@ def test_other_programs_take_the_maps_over(filled: Generation, bpffs: Path, smal
     own = {"programs_v4", "programs_v6", "predecessor_v4", "predecessor_v6", "schema"}
     assert before.keys() - kept == own
     assert current(bpffs) == filled, "not switched yet"
-    second.inherit()
+    second.copy_flows()
     assert predecessors(second) == []
     second.activate()
     second.retire_others()
