@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Every packet ends in one verdict: counted always, told to `monitor` when somebody listens. */
+/* Every packet ends in one verdict, which is always counted, and which `monitor` is told of while it listens. */
 
+/* True for verdicts that packet after packet gets: `monitor` hears of them only if it asks for all. */
 static __always_inline bool is_steady(enum verdict verdict)
 {
 	return verdict == VERDICT_UNTOUCHED || verdict == VERDICT_MIDSTREAM || verdict == VERDICT_TRANSLATED ||
@@ -40,16 +41,29 @@ static __always_inline void tell(const struct tuple *from, const struct tuple *t
 	events.ringbuf_submit(event, 0);
 }
 
+/*
+ * Increment this processor's counter. Without a packet (NULL) the program runs for a process, and the program
+ * of another process may preempt it and count, too: only then the increment has to be atomic.
+ */
+static __always_inline void count(struct counter *counter, const struct packet *packet)
+{
+	if (!counter)
+		return;
+	if (!packet) {
+		__sync_fetch_and_add(&counter->packets, 1);
+		return;
+	}
+	counter->packets++;
+	counter->bytes += packet->skb->len;
+}
+
 static __always_inline void observe(const struct packet *packet, enum verdict verdict)
 {
 	__u32 index = verdict;
 	struct counter *counter = counters.lookup(&index);
 	struct settings *live = live_settings();
 
-	if (counter) {
-		counter->packets++;
-		counter->bytes += packet->skb->len;
-	}
+	count(counter, packet);
 	if (live && live->events_level > (is_steady(verdict) ? EVENTS_NOTABLE : EVENTS_OFF))
 		tell(&packet->tuple, packet->translated ? &packet->to : &packet->tuple, verdict, packet->ifindex,
 		     packet->skb->len);

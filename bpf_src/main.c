@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * All programs, in reading order: a file uses only what stands above it. The loader splices the quoted includes into this
- * text (paths are relative to this folder) and compiles it once per address family.
+ * The table of contents, in reading order: a file uses only what stands above it. The loader splices the quoted
+ * includes into this text (their paths are relative to this folder) and compiles the whole once per address family.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/icmp.h>
@@ -22,10 +22,14 @@
 
 /* A packet: its headers, and how they are rewritten. */
 #include "packet/parse.h"
-#include "flow/flow.h"
-#include "service.h"
 #include "packet/rewrite.h"
 #include "packet/sctp.h"
+#include "packet/fragment.h"
+
+/* A connection: its flow, and the backend of a Service that a flow leads to. */
+#include "flow/flow.h"
+#include "flow/create.h"
+#include "service.h"
 
 /* The path of a packet at a pod's link, from its tuple to a verdict and what the verdict does. */
 #include "event.h"
@@ -36,8 +40,14 @@
 
 /* Forwarding: through the host's stack, or redirected. */
 #include "forward/host_flow.h"
+#include "forward/fib.h"
 #include "forward/decide.h"
 #include "forward/redirect.h"
+
+/* Sockets of pods: the address of a call, and what a socket keeps of its peers. */
+#include "socket/call.h"
+#include "socket/peers.h"
+#include "socket/list.h"
 
 /* The programs, by the place where they are attached. */
 #include "pod.c"

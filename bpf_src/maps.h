@@ -11,8 +11,8 @@ BPF_TABLE_PINNED("hash", struct frontend_key, struct frontend, frontends, FRONTE
 BPF_TABLE_PINNED("array", __u32, __u32, slots, SLOTS_MAX, FAMILY_PIN("slots"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct backend, backends, BACKENDS_MAX, FAMILY_PIN("backends"), BPF_F_MMAPABLE);
 /*
- * By backend id, one more than its epoch when a socket was last led to it at connect(): the sockets of a backend that is gone
- * need not be looked for where there has never been one.
+ * By backend id: one more than the backend's epoch when connect() last led a socket to it. Nobody has to search for
+ * sockets of a backend that is gone if none was ever led to it.
  */
 BPF_TABLE_PINNED("array", __u32, __u32, led, BACKENDS_MAX, FAMILY_PIN("led"), 0);
 BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, FLOWS_MAX, FAMILY_PIN("flows"), 0);
@@ -29,7 +29,7 @@ BPF_TABLE_PINNED("prog", __u32, __u32, predecessor, PREDECESSOR_COUNT, FAMILY_PI
 
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, VERDICT_COUNT, SHARED_PIN("counters"), 0);
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, ways, WAY_COUNT, SHARED_PIN("ways"), 0);
-/* By ifindex, the links to other nodes that have their programs: what goes out there past the stack comes back past it. */
+/* By ifindex: the links to other nodes that have our programs, so that answers can be redirected, too. */
 BPF_TABLE_PINNED("hash", __u32, __u32, uplinks, UPLINKS_MAX, SHARED_PIN("uplinks"), 0);
 BPF_TABLE_PINNED("array", __u32, struct settings, settings, 1, SHARED_PIN("settings"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct schema, schema, 1, SHARED_PIN("schema"), 0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The programs at a pod's link: from_pod on what the pod sends, to_pod on what it receives, and the rare things that
- * they tail-call.
+ * The programs at a pod's link: from_pod for packets that the pod sends, to_pod for packets that it receives, and the
+ * programs that these tail-call for rare packets.
  */
 
 int from_pod(struct __sk_buff *skb)
@@ -14,12 +14,7 @@ int from_pod(struct __sk_buff *skb)
 	if (action != NEXT)
 		return action;
 	struct route route = choose_way(&packet);
-	if (route.pod && route.link) {
-		/* The short cut passes by the other pod's to_pod. */
-		turn_to_pod(&packet, &route);
-		action = finish(&packet, verdict_to_pod(&packet));
-	}
-	return action == NEXT ? send_on(&packet, &route) : action;
+	return forward(&packet, &route, PACKET_TRANSPORT);
 }
 
 int to_pod(struct __sk_buff *skb)
@@ -47,12 +42,7 @@ int icmp_error(struct __sk_buff *skb)
 	if (action != NEXT || packet.tuple.direction == TO_POD)
 		return action;
 	struct route route = choose_way(&packet);
-	if (route.pod && route.link) {
-		packet = parse_packet(skb, TO_POD);
-		turn_to_pod(&packet, &route);
-		action = finish(&packet, translate_icmp_error(&packet));
-	}
-	return action == NEXT ? send_on(&packet, &route) : action;
+	return forward(&packet, &route, PACKET_ICMP_ERROR);
 }
 
 int sctp_checksum(struct __sk_buff *skb)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What is known of a pod's link without looking at its connections: see struct pod_link and struct standing. */
+/* What can be said of a pod's link without looking at its connections: see struct pod_link and struct standing. */
 
-/* The element of a link; NULL where it has none, for it is new, or another one has its place. */
+/* The element of a link; NULL if the link has none, because it is new or another link has the element. */
 static __always_inline struct pod_link *find_link(__u32 ifindex)
 {
 	__u32 index = ifindex % POD_LINKS_MAX;
@@ -9,17 +9,20 @@ static __always_inline struct pod_link *find_link(__u32 ifindex)
 
 	if (!link || link->ifindex != ifindex)
 		link = NULL;
-	/* For every verifier: clang 14 would derive from other values whether this is NULL, and the verifier can't. */
+	/* For every verifier: clang 14 would derive from other values whether `link` is NULL, and none follows that. */
 	asm volatile("" : "+r"(link));
 	return link;
 }
 
+/* False only if the link certainly has nothing of the kind. */
 static __always_inline bool may_exist(const struct standing *standing)
 {
 	return standing->settled != standing->made + 1;
 }
 
-/* Something of the kind was made: not before it can be found, or the daemon could look, miss it, and count it as looked for. */
+/*
+ * Call this once the new entry can be found: earlier, the daemon could scan, miss the entry, and settle all the same.
+ */
 static __always_inline void note_made(struct standing *standing)
 {
 	lock_xadd(&standing->made, 1);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* == Tail calls == */
 
-/* The programs that are tail-called, by their index in `programs`, and what they are told. */
+/* The programs that are tail-called, by their index in `programs`. */
 enum program_index {
 	PROGRAM_REJECT = 0,
 	PROGRAM_ICMP_ERROR = 1,
@@ -18,7 +18,7 @@ enum predecessor_index {
 	PREDECESSOR_COUNT = 3,
 };
 
-/* skb->cb survives a tail call: the arguments of the program that is called. */
+/* Indexes into skb->cb, which survives a tail call: the arguments of the program that is called. */
 enum tail_argument {
 	ARGUMENT_DIRECTION = 0,
 	ARGUMENT_PORTS_DIFFERENCE = 0,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The programs at a link to other nodes: from_uplink hands straight into the pod what comes there; what does not go that way
- * meets to_pod, at the pod's link, as it does without it. to_uplink sees which connections leave by the host's stack.
+ * The programs at a link to other nodes. from_uplink redirects arriving packets into their pods; packets that it leaves
+ * to the host's stack meet to_pod at the pod's link. to_uplink records the connections that leave through the host's
+ * stack.
  */
 
 int from_uplink(struct __sk_buff *skb)
@@ -14,19 +15,15 @@ int from_uplink(struct __sk_buff *skb)
 		programs.call(skb, PROGRAM_UPLINK_ERROR);
 	struct tuple key = outgoing(&packet);
 	struct route route = choose_way_in(&packet, &key, may_begin(&packet));
-	if (!route.pod || !route.link)
-		return NEXT;
-	turn_to_pod(&packet, &route);
-	int action = finish(&packet, verdict_to_pod(&packet));
-	return action == NEXT ? hand_to_pod(&packet, &route) : action;
+	return route.pod && route.link ? enter_pod(&packet, &route, PACKET_TRANSPORT) : NEXT;
 }
 
 int to_uplink(struct __sk_buff *skb)
 {
 	if (!is_ours(skb) || !is_on(SWITCH_REDIRECT))
 		return NEXT;
-	if (skb->tc_index == PAST_THE_HOST) {
-		skb->tc_index = 0; /* the other node may be a network namespace of this machine */
+	if (skb->tc_index == REDIRECTED) {
+		skb->tc_index = 0; /* the other node may be a network namespace of this machine, with programs, too */
 		return NEXT;
 	}
 	struct packet packet = parse_packet(skb, FROM_POD);
@@ -43,9 +40,5 @@ int uplink_error(struct __sk_buff *skb)
 		return NEXT;
 	struct tuple key = reversed(&quoted.tuple, FROM_POD);
 	struct route route = choose_way_in(&packet, &key, false);
-	if (!route.pod || !route.link)
-		return NEXT;
-	turn_to_pod(&packet, &route);
-	int action = finish(&packet, translate_icmp_error(&packet));
-	return action == NEXT ? hand_to_pod(&packet, &route) : action;
+	return route.pod && route.link ? enter_pod(&packet, &route, PACKET_ICMP_ERROR) : NEXT;
 }

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Flows: two entries a connection, one for each direction, that mirror each other (see struct flow).
+ * Flows: a connection has two entries, one for each direction, that mirror each other (see struct flow).
  *
- * Life of a flow: made by the first packet from the pod; ESTABLISHED once the backend has answered; CLOSING and CLOSED as FIN
- * and RST are seen; not found any more when its time-out has passed or, for a closed one, when a SYN reuses its
- * port. If that begins a connection without a flow, it is removed then: nothing else tells the packets that follow from its
- * own. Nothing has to collect them: an expired entry counts as absent, and the LRU takes it when room is needed.
+ * Life of a flow: the first packet from the pod creates it. It is ESTABLISHED once the backend has answered, and
+ * CLOSING and CLOSED as FIN and RST are seen. It counts as absent once its time-out has passed or, if it is closed,
+ * once a SYN reuses its port. If that SYN begins a connection without a flow, the entries are removed: nothing else
+ * would tell the new connection's packets from the old one's. No collector is needed: the LRU evicts expired entries
+ * when it needs room.
  *
- * The two entries live in an LRU, which may evict either alone. Once a second a packet of the one that is left puts
- * the other back, so an active connection does not lose half of itself.
+ * The LRU may evict either entry alone. Once a second a packet of the remaining entry restores the other, so an active
+ * connection does not lose half of its flow.
  */
 
 /*
- * An upgrade: while the programs that served before these have flows that are not here, packets of no known flow are
- * theirs. They start from the packet as it came, and do not return. Where there are none, this is a jump that is not taken.
+ * During an upgrade, the programs of the generation before may have flows that are not here, so packets without a flow
+ * are theirs. They start from the packet as it came and do not return. Without a predecessor this call falls through.
  */
 static __always_inline void hand_to_predecessor(const struct packet *packet)
 {
@@ -57,7 +58,7 @@ static __always_inline __u32 timeout_of(const struct flow *flow)
 	return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
 }
 
-/* Signed: another processor may have written a second that began after `now` was read. */
+/* The difference is signed: another processor may have written a second that began after `now` was read. */
 static __always_inline bool is_older(__u32 last_seconds, __u32 now, __u32 timeout)
 {
 	return (__s32)(now - last_seconds) > (__s32)timeout;
@@ -68,43 +69,44 @@ static __always_inline bool is_expired(const struct flow *flow, __u32 now)
 	return is_older(flow->last_seen_seconds, now, timeout_of(flow));
 }
 
-/* Whether the link of the packet has flows at all: most pods that serve have none. */
+/* False if the packet's link certainly has no flow: most pods that serve have none. */
 static __always_inline bool may_have_flows(const struct packet *packet)
 {
 	return !packet->link || may_exist(&packet->link->flows);
 }
 
-/* The flow of the packet, or NULL. */
+/* The entry at the packet's tuple, or NULL. */
 static __always_inline struct flow *find_flow(const struct packet *packet)
 {
 	return may_have_flows(packet) ? flows.lookup((struct tuple *)&packet->tuple) : NULL;
 }
 
 /* The entry that mirrors `flow`, whose own key is `key`. */
-static __always_inline struct flow mirrored(const struct flow *flow, const struct tuple *key)
+static __always_inline struct flow mirror_of(const struct flow *flow, const struct tuple *key)
 {
-	struct flow peer = *flow;
+	struct flow mirror = *flow;
 
-	peer.to = reversed(key, key->direction);
-	peer.flags ^= FLOW_REPLY;
-	return peer;
+	mirror.to = reversed(key, key->direction);
+	mirror.flags ^= FLOW_REPLY;
+	return mirror;
 }
 
-static __always_inline struct tuple peer_key(const struct flow *flow)
+static __always_inline struct tuple mirror_key(const struct flow *flow)
 {
 	return reversed(&flow->to, flow->to.direction);
 }
 
-/* Does `flow` mirror the entry at `key`, or has its own key been given to another connection since? */
+/* True if `flow` mirrors the entry at `key`; false if another connection has the mirror's key by now. */
 static __always_inline bool mirrors(const struct flow *flow, const struct tuple *key)
 {
 	return same_address(&flow->to.source, &key->destination) && same_address(&flow->to.destination, &key->source) &&
-	       flow->to.source_port_be == key->destination_port_be && flow->to.destination_port_be == key->source_port_be;
+	       flow->to.source_port_be == key->destination_port_be &&
+	       flow->to.destination_port_be == key->source_port_be;
 }
 
 /*
- * Does the packet end an earlier connection from the same port? Before its SYN has been answered nothing ends a connection
- * but the backend's refusal, which is a RST with ACK.
+ * True if the packet ends an earlier connection from the same port. Before its SYN is answered, a connection ends by
+ * the backend's refusal only, which is a RST with ACK.
  */
 static __always_inline bool ends_earlier(const struct flow *flow, __u8 tcp_flags)
 {
@@ -116,8 +118,8 @@ static __always_inline bool ends_earlier(const struct flow *flow, __u8 tcp_flags
 }
 
 /*
- * What a packet makes of a flow's state. FINs are kept apart by side: a retransmitted FIN does not close alone. CLOSED is
- * final: who uses the port again begins with a SYN, which makes another flow.
+ * Advance the state of a flow by a packet. Each side's FIN is kept apart, so a retransmitted FIN does not close the
+ * flow. CLOSED is final: whoever uses the port again begins with a SYN, which creates another flow.
  */
 static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 {
@@ -138,10 +140,12 @@ static __always_inline void advance_state(struct flow *flow, __u8 tcp_flags)
 }
 
 /*
- * Note that a packet of `flow` was seen: its state, and once a second its time, on both entries.
- * Two processors may do this at once for one connection: each writes whole values that are right, the later one stays.
- * A late packet of a closed flow whose client's port is in use again finds the new connection at its peer's key: hands off.
- * Or it finds nothing there, for a connection without a flow has the port now: a peer put back would be taken for its own.
+ * Record that a packet of `flow` was seen, in both entries: its state, and once a second its time. Two processors may
+ * do this at once for one connection: each writes whole and right values, and the later ones stay.
+ *
+ * A late packet of a closed flow may find another connection at the mirror's key, because the client's port is in use
+ * again: leave that alone. If nothing stands at the mirror's key, do not restore it: a connection without a flow may
+ * use the port by now and would match it.
  */
 static __always_inline void touch(const struct packet *packet, struct flow *flow, __u32 now)
 {
@@ -152,31 +156,31 @@ static __always_inline void touch(const struct packet *packet, struct flow *flow
 		return;
 	flow->last_seen_seconds = now;
 
-	struct tuple key = peer_key(flow);
-	struct flow *peer = flows.lookup(&key);
-	if (!peer && state != FLOW_CLOSED) {
-		struct flow restored = mirrored(flow, &packet->tuple);
+	struct tuple key = mirror_key(flow);
+	struct flow *mirror = flows.lookup(&key);
+	if (!mirror && state != FLOW_CLOSED) {
+		struct flow restored = mirror_of(flow, &packet->tuple);
 		flows.insert(&key, &restored);
-	} else if (peer && mirrors(peer, &packet->tuple)) {
-		peer->last_seen_seconds = now;
-		peer->state = flow->state;
-		peer->flags = flow->flags ^ FLOW_REPLY;
+	} else if (mirror && mirrors(mirror, &packet->tuple)) {
+		mirror->last_seen_seconds = now;
+		mirror->state = flow->state;
+		mirror->flags = flow->flags ^ FLOW_REPLY;
 	}
 }
 
-/* Is `flow`, at the packet's own key, none of its connection's? Its time has passed, or it has ended and another begins. */
+/* True if `flow`, found at the packet's key, is of an earlier connection: it timed out, or closed and a SYN follows. */
 static __always_inline bool is_over(const struct packet *packet, const struct flow *flow, __u32 now)
 {
 	return is_expired(flow, now) || (is_syn(packet) && flow->state == FLOW_CLOSED);
 }
 
-/* Remove both entries of `flow`, which stands at `key`. What another connection has at the peer's key stays. */
+/* Remove both entries of `flow`, which stands at `key`. An entry of another connection at the mirror's key stays. */
 static __always_inline void forget(const struct flow *flow, const struct tuple *key)
 {
-	struct tuple other = peer_key(flow);
-	struct flow *peer = flows.lookup(&other);
+	struct tuple other = mirror_key(flow);
+	struct flow *mirror = flows.lookup(&other);
 
-	if (peer && mirrors(peer, key))
+	if (mirror && mirrors(mirror, key))
 		flows.delete(&other);
 	flows.delete((struct tuple *)key);
 }

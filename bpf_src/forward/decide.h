@@ -1,26 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Which way a packet goes on: the host's, or with SWITCH_REDIRECT past it, straight into the pod that it is for, or to the
- * next hop on its way to another node.
+ * Decides how a packet is forwarded: through the host's stack, or with SWITCH_REDIRECT redirected, directly into the
+ * receiving pod or to the next hop on the way to another node.
  *
- * The short cut must not split a connection that the host follows: its conntrack may translate it, so that answers have to
- * come back through it, and firewalls drop what it sees only half of. So a connection stays on the way on which it began
- * (host_flow.h). The switch turned off, everything goes the host's way at its next packet.
+ * Redirect must not split a connection that the host follows. The host's conntrack may translate the connection, so
+ * that answers have to come back through it, and firewalls drop packets of a connection that conntrack has only half
+ * seen. So a connection stays where it began (host_flow.h). When the switch is turned off, all packets go through the
+ * host's stack.
  *
- * Both pods' links count, so that the two directions of a connection choose alike. Of a pod on another node nothing is known
- * but that its address is in the cluster: nobody masquerades what goes there.
+ * Both pods' links are asked, so that the two directions of a connection decide alike. All that is known of a pod on
+ * another node is that its address is in the cluster, and that nobody masquerades packets to such an address.
  */
-#define FIB_INET 2 /* AF_INET and AF_INET6 of linux/socket.h */
-#define FIB_INET6 10
-
-struct route {
-	enum way way;
-	bool is_routed;		/* the host would be a hop; else a bridge would forward the frame as it is */
-	struct pod *pod;	/* for WAY_PEER: whose packet it is; NULL for all others */
-	struct pod_link *link;	/* and that pod's link */
-	__u32 uplink;		/* for WAY_NEIGHBOUR: the ifindex of the link that it leaves by */
-	struct bpf_redir_neigh next_hop;	/* and to whom */
-};
 
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
@@ -32,13 +22,15 @@ static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 	return !difference;
 }
 
+/* True if no router would do more to the packet than to decrement its hop limit. */
 static __always_inline bool is_plain(const struct packet *packet)
 {
-	return (packet->kind == PACKET_TRANSPORT || packet->kind == PACKET_ICMP_ERROR) && packet->protocol != IPPROTO_SCTP &&
+	return (packet->kind == PACKET_TRANSPORT || packet->kind == PACKET_ICMP_ERROR) &&
+	       packet->protocol != IPPROTO_SCTP &&
 	       packet->transport_offset == NETWORK_OFFSET + NETWORK_HEADER_BYTES;
 }
 
-/* Fails for a link that is gone, too: while no daemon runs, `pods` may tell of links that were. */
+/* WAY_PEER if the packet fits the pod's link. A link that is gone fails, too: `pods` is stale while no daemon runs. */
 static __always_inline enum way way_into(const struct packet *packet, const struct pod *pod)
 {
 	__u32 mtu = 0;
@@ -46,8 +38,9 @@ static __always_inline enum way way_into(const struct packet *packet, const stru
 	return CHECK_MTU(packet->skb, pod->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) ? WAY_STACK_MTU : WAY_PEER;
 }
 
-/* Why a pod's packet stays on the host's way; WAY_PEER if nothing that is known of its sender and its connection says so. */
-static __always_inline enum way obstacle_at_sender(const struct packet *packet, const struct pod_link *to, struct tuple *key)
+/* Why a pod's packet stays in the host's stack; WAY_PEER if neither its sender nor its connection is a reason. */
+static __always_inline enum way obstacle_at_sender(const struct packet *packet, const struct pod_link *to,
+						   struct tuple *key)
 {
 	const struct pod_link *from = packet->link;
 
@@ -61,7 +54,7 @@ static __always_inline enum way obstacle_at_sender(const struct packet *packet, 
 	return may_be_host_flow && host_flows.lookup(key) ? WAY_STACK_HOST_FLOW : WAY_PEER;
 }
 
-/* To a pod of this node. Sets `route->link` and `route->is_routed`. */
+/* The way to a pod of this node. Sets `route->link` and `route->is_routed`. */
 static __always_inline enum way way_to_pod(const struct packet *packet, struct route *route, struct tuple *key)
 {
 	const struct pod_link *from = packet->link;
@@ -78,7 +71,8 @@ static __always_inline enum way way_to_pod(const struct packet *packet, struct r
 	if (!from || load_bytes(packet->skb, 0, &frame, sizeof(frame)))
 		return WAY_STACK_LINK_LAYER;
 	route->is_routed = same_mac(frame.h_dest, from->router_mac);
-	bool is_bridged = from->bridge && from->bridge == route->link->bridge && same_mac(frame.h_dest, route->pod->mac);
+	bool is_bridged = from->bridge && from->bridge == route->link->bridge &&
+			  same_mac(frame.h_dest, route->pod->mac);
 	if (!route->is_routed && !is_bridged)
 		return WAY_STACK_LINK_LAYER;
 	if (route->is_routed && packet->hop_limit <= 1)
@@ -86,69 +80,7 @@ static __always_inline enum way way_to_pod(const struct packet *packet, struct r
 	return way_into(packet, route->pod);
 }
 
-/* Of the largest packet that this one is cut into on its way: from the IP header on, in bytes; 0 where that can't be told. */
-static __always_inline __u16 largest_bytes(const struct packet *packet)
-{
-	__u32 transport_bytes = sizeof(struct udphdr);
-	__u8 data_offset;
-
-	if (!packet->skb->gso_size) {
-		__u32 bytes = packet->end_offset - NETWORK_OFFSET;
-		return bytes <= 0xffff ? bytes : 0;
-	}
-	if (packet->protocol == IPPROTO_TCP) {
-		if (load_bytes(packet->skb, packet->transport_offset + offsetof(struct transport_start, data_offset), &data_offset,
-			       sizeof(data_offset)))
-			return 0;
-		transport_bytes = (data_offset >> 4) * TCP_DATA_OFFSET_UNIT;
-	}
-	return NETWORK_HEADER_BYTES + transport_bytes + packet->skb->gso_size;
-}
-
-/* By the host's own routes and rules, as if it forwarded a packet of `bytes` (0: of any length) that came from the pod's link. */
-static __always_inline enum way way_by_routes(const struct packet *packet, const struct pod_link *from, __u16 bytes,
-					      struct route *route, const struct tuple *key)
-{
-	struct bpf_fib_lookup fib = {
-		.family = IP_FAMILY == 4 ? FIB_INET : FIB_INET6,
-		.l4_protocol = key->protocol,
-		.sport = key->source_port_be,
-		.dport = key->destination_port_be,
-		.tot_len = bytes,
-		.ifindex = from->bridge ?: from->ifindex,
-	};
-	__be32 first;
-
-	if (load_bytes(packet->skb, NETWORK_OFFSET, &first, sizeof(first)))
-		return WAY_STACK_ROUTE;
-#if IP_FAMILY == 4
-	fib.tos = ntohl(first) >> 16;
-	fib.ipv4_src = key->source.words[0];
-	fib.ipv4_dst = key->destination.words[0];
-#else
-	fib.flowinfo = first & htonl(IPV6_FLOWINFO_MASK);
-	__builtin_memcpy(fib.ipv6_src, &key->source, ADDRESS_BYTES);
-	__builtin_memcpy(fib.ipv6_dst, &key->destination, ADDRESS_BYTES);
-#endif
-	long found = bpf_fib_lookup(packet->skb, &fib, sizeof(fib), 0);
-	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return WAY_STACK_MTU;
-	/*
-	 * A neighbour that is not known is asked for when a packet is handed to it. But what begins a connection goes by the
-	 * stack then, which tells the pod if nobody answers.
-	 */
-	bool is_asked_for = found == BPF_FIB_LKUP_RET_NO_NEIGH && (packet->is_at_uplink || !may_begin(packet));
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && !is_asked_for)
-		return WAY_STACK_ROUTE;
-	route->uplink = fib.ifindex;
-	if (!uplinks.lookup(&route->uplink))
-		return WAY_STACK_ROUTE;
-	route->next_hop.nh_family = fib.family;
-	__builtin_memcpy(route->next_hop.ipv6_nh, fib.ipv6_dst, sizeof(fib.ipv6_dst));
-	return WAY_NEIGHBOUR;
-}
-
-/* To an address of the cluster that is none of this node's pods'. */
+/* The way to an address of the cluster that no pod of this node has. */
 static __always_inline enum way way_to_node(const struct packet *packet, struct route *route, struct tuple *key)
 {
 	const struct pod_link *from = packet->link;
@@ -165,7 +97,7 @@ static __always_inline enum way way_to_node(const struct packet *packet, struct 
 	return bytes ? way_by_routes(packet, from, bytes, route, key) : WAY_STACK_MTU;
 }
 
-/* The pod stays with WAY_PEER only: for every verifier, which does not follow what `way` says of the pointers. */
+/* Keep the pointers for WAY_PEER only. For every verifier: none follows what `way` says of them. */
 static __always_inline void settle_way(struct route *route)
 {
 	if (route->way == WAY_PEER)
@@ -177,24 +109,11 @@ static __always_inline void settle_way(struct route *route)
 static __always_inline void count_way(const struct packet *packet, enum way way)
 {
 	__u32 index = way;
-	struct counter *counter = ways.lookup(&index);
 
-	if (counter) {
-		counter->packets++;
-		counter->bytes += packet->skb->len;
-	}
+	count(ways.lookup(&index), packet);
 }
 
-/* The first packet of a connection from another node: would its answers leave by an uplink, past the host as it comes? */
-static __always_inline bool comes_back(const struct packet *packet, const struct pod_link *link, const struct tuple *key)
-{
-	struct tuple answer = reversed(key, FROM_POD);
-	struct route back = {};
-
-	return way_by_routes(packet, link, 0, &back, &answer) == WAY_NEIGHBOUR;
-}
-
-/* For a packet that has left its pod's stage. */
+/* Choose the way of a packet that has left its pod. */
 static __always_inline struct route choose_way(const struct packet *packet)
 {
 	struct route route = { .way = WAY_STACK_ELSEWHERE };
@@ -213,9 +132,9 @@ static __always_inline struct route choose_way(const struct packet *packet)
 }
 
 /*
- * For a packet from another node, at the link that it comes by. `key` is the tuple of its connection's packets that come
- * this way; that of an ICMP error, which any router may send, is what it quotes, reversed. `begins`: it may be the first of
- * them. What is for no pod is not counted.
+ * Choose the way of a packet from another node, at the uplink where it arrives. `key` is the tuple of its connection's
+ * packets in this direction. Any router may send an ICMP error, so its `key` is the quoted tuple, reversed. `begins`
+ * says that the packet may be the first one of its connection. A packet that is for no pod is not counted.
  */
 static __always_inline struct route choose_way_in(const struct packet *packet, struct tuple *key, bool begins)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Connections that began the host's way, which go on that way: host_flows. They are noted here as their first packets are
- * seen; the daemon adds what conntrack had before, and removes what conntrack has forgotten.
+ * host_flows: the connections that began through the host's stack and have to go on through it. The programs record
+ * them as their first packets are seen. The daemon adds the ones that the host's conntrack had before, and removes the
+ * ones that it has forgotten.
  */
 
 static __always_inline bool is_in_cluster(const struct address *address)
@@ -13,7 +14,7 @@ static __always_inline bool is_in_cluster(const struct address *address)
 	return is_pods && *is_pods;
 }
 
-/* The connection's tuple as its packets leave this pod, or the pod of another node. */
+/* The tuple of the packet's connection, as its packets leave the sending pod, here or on another node. */
 static __always_inline struct tuple outgoing(const struct packet *packet)
 {
 	struct tuple tuple = packet->translated ? packet->to : packet->tuple;
@@ -22,50 +23,21 @@ static __always_inline struct tuple outgoing(const struct packet *packet)
 	return tuple;
 }
 
-/*
- * The ports of a fragment are in the first one; those that follow change nothing. Returns false for them, and where a
- * packet is too short.
- */
-static __always_inline bool read_fragment(const struct packet *packet, struct tuple *tuple)
-{
-	__u32 offset = packet->transport_offset;
-	struct ports ports;
-#if IP_FAMILY == 4
-	__be16 fragment_be;
-
-	if (load_bytes(packet->skb, NETWORK_OFFSET + offsetof(struct iphdr, frag_off), &fragment_be, sizeof(fragment_be)))
-		return false;
-#else
-	struct extension_header header;
-
-	if (load_bytes(packet->skb, offset, &header, sizeof(header)))
-		return false;
-	__be16 fragment_be = header.fragment_be;
-	tuple->protocol = header.next;
-	offset += IPV6_FRAGMENT_HEADER_BYTES;
-#endif
-	if (fragment_be & htons(FRAGMENT_OFFSET_MASK) || load_bytes(packet->skb, offset, &ports, sizeof(ports)))
-		return false;
-	tuple->source_port_be = ports.source_be;
-	tuple->destination_port_be = ports.destination_be;
-	return tuple->protocol == IPPROTO_UDP;
-}
-
-/* Does the packet begin a connection? Of UDP each one may. */
+/* True if the packet may begin a connection: a SYN does, and any UDP datagram may. */
 static __always_inline bool may_begin(const struct packet *packet)
 {
 	return packet->kind == PACKET_TRANSPORT && (packet->protocol == IPPROTO_UDP || is_syn(packet));
 }
 
-/* May this packet be the first that the host sees of a connection, in fragments or not? */
+/* True if the packet may be the first one of a connection, whole or in fragments. Completes `tuple` for a fragment. */
 static __always_inline bool may_be_first(const struct packet *packet, struct tuple *tuple)
 {
 	return packet->kind == PACKET_FRAGMENT ? read_fragment(packet, tuple) : may_begin(packet);
 }
 
 /*
- * The first packet of a connection (each one of UDP) goes the host's way: the connection is the host's. Both directions
- * are noted, and ICMP errors about them are found by either.
+ * Record a connection as the host's, if this packet, which goes through the host's stack, may be its first. Both
+ * directions are recorded; ICMP errors about the connection find either.
  */
 static __always_inline void note_host_flow(const struct packet *packet, struct tuple *request, struct pod_link *link)
 {
@@ -74,7 +46,7 @@ static __always_inline void note_host_flow(const struct packet *packet, struct t
 	struct tuple reply = reversed(request, FROM_POD);
 	struct host_flow *known = host_flows.lookup(&reply);
 	struct host_flow flow = { .ifindex = link->ifindex, .created_seconds = now_seconds() };
-	/* A known one is made young again: the daemon may be about to forget an earlier connection with these ports. */
+	/* A known entry gets a new time: the daemon may be about to remove an earlier connection with these ports. */
 	if (known && known->ifindex == flow.ifindex && known->created_seconds == flow.created_seconds)
 		return;
 	if (host_flows.update(request, &flow) || host_flows.update(&reply, &flow))
@@ -82,7 +54,7 @@ static __always_inline void note_host_flow(const struct packet *packet, struct t
 	note_made(&link->host_flows);
 }
 
-/* A packet that reaches a pod through the host's stack, in to_pod, from where the short cut could have brought it. */
+/* Called by to_pod: the packet reaches its pod through the host's stack, from a sender that redirect can serve, too. */
 static __always_inline void note_arrival(const struct packet *packet)
 {
 	if (!is_on(SWITCH_REDIRECT))
@@ -93,8 +65,8 @@ static __always_inline void note_arrival(const struct packet *packet)
 }
 
 /*
- * A packet of a pod that leaves for another node through the host's stack, in to_uplink: whatever VIP the pod has sent it
- * to, here it has the tuple that its answers will come with.
+ * Called by to_uplink: the packet of a pod leaves for another node through the host's stack. Whatever VIP the pod sent
+ * it to, the packet has the tuple by now that its answers will have, reversed.
  */
 static __always_inline void note_departure(const struct packet *packet)
 {

@@ -2,8 +2,8 @@
 /*
  * A packet, parsed once: where its headers are and which tuple it belongs to.
  *
- * Everything is read with bpf_skb_load_bytes, which copes with headers outside the linear part and fails, instead of
- * reading on, where a packet is shorter than it says.
+ * Headers may lie outside the packet's linear part. bpf_skb_load_bytes copes with that, and fails where a packet is
+ * shorter than its headers say.
  */
 #define LINK_HEADER_BYTES sizeof(struct ethhdr)
 #define NETWORK_OFFSET LINK_HEADER_BYTES
@@ -36,22 +36,22 @@ struct packet {
 	enum packet_kind kind;
 	__u32 transport_offset;	/* from the start of the frame */
 	__u32 end_offset;	/* of the IP packet: a frame may be padded behind it */
-	__u32 ifindex;		/* of the pod's link that it comes from or goes to */
-	struct pod_link *link;	/* that link's element; NULL: it has none */
+	__u32 ifindex;		/* of the pod's link that the packet comes from or goes to */
+	struct pod_link *link;	/* the element of that link; NULL: the link has none */
 	__u8 protocol;
 	__u8 hop_limit;
-	__u8 tcp_flags;		/* of SCTP what means the same: SYN for INIT, RST for ABORT; of UDP 0 */
+	__u8 tcp_flags;		/* SCTP: the flag that means the same, SYN for INIT, RST for ABORT; UDP: 0 */
 	bool translated;
 	bool is_at_uplink;	/* met by from_uplink, not at a pod's link */
 	struct tuple tuple;
-	struct tuple to;	/* what it has become, if it was translated */
+	struct tuple to;	/* the tuple after translation, if `translated` */
 };
 
 #define PACKET_FOR_HOST 0 /* PACKET_HOST of linux/if_packet.h */
 #define IPV6_FLOWINFO_MASK 0x0fffffff
 #define DIRECT_OFFSET_MAX 0x1fff
 
-/* Copy from the packet: straight from its linear part, where headers almost always are, else by the helper. */
+/* Copy bytes of the packet: directly from its linear part, where headers almost always are, else by the helper. */
 static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void *to, __u32 bytes)
 {
 	void *start = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -63,7 +63,7 @@ static __always_inline long load_bytes(struct __sk_buff *skb, __u32 offset, void
 	return bpf_skb_load_bytes(skb, offset, to, bytes);
 }
 
-/* The first 16 bytes of a transport header; of UDP only 8 are there. */
+/* The first 16 bytes of a transport header; a UDP header has only 8. */
 struct transport_start {
 	__be16 source_port_be;
 	__be16 destination_port_be;
@@ -80,9 +80,9 @@ struct transport_start {
 	__be16 window_be;
 };
 
-/* Where the IP header ends and what follows it. */
+/* An IP header, parsed. */
 struct network {
-	enum packet_kind kind;	/* PACKET_TRANSPORT where `protocol` is still to be looked at */
+	enum packet_kind kind;	/* PACKET_TRANSPORT: the caller has to parse the header of `protocol` */
 	__u32 transport_offset;
 	__u32 end_offset;
 	__u8 protocol;
@@ -90,7 +90,7 @@ struct network {
 	struct address addresses[2];	/* source, destination */
 };
 
-/* A length of 0 means more than 64 KiB (BIG TCP), which only a packet that is still to be segmented can have, or one quoted. */
+/* A length of 0 means more than 64 KiB (BIG TCP): in packets that are still to be segmented, and in quoted ones. */
 static __always_inline __u32 bytes_told(struct __sk_buff *skb, __be16 length_be, __u32 present_bytes, bool inner)
 {
 	if (!length_be && (inner || skb->gso_size))
@@ -107,7 +107,7 @@ static __always_inline __u32 bytes_told(struct __sk_buff *skb, __be16 length_be,
 #define FRAGMENT_MASK 0x3fff /* more fragments, and the offset */
 #define FRAGMENT_OFFSET_MASK 0x1fff
 
-/* Parse the IP header at `offset`. With `inner`, it is the one quoted by an ICMP error: cut short, never reassembled. */
+/* Parse the IP header at `offset`. An `inner` one is quoted by an ICMP error: cut short, never reassembled. */
 static __always_inline struct network parse_network(struct __sk_buff *skb, __u32 offset, bool inner)
 {
 	struct network network = { .kind = PACKET_MALFORMED };
@@ -123,7 +123,8 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 	network.end_offset = offset + total_bytes;
 	network.protocol = ip.protocol;
 	network.hop_limit = ip.ttl;
-	network.kind = ip.frag_off & htons(inner ? FRAGMENT_OFFSET_MASK : FRAGMENT_MASK) ? PACKET_FRAGMENT : PACKET_TRANSPORT;
+	bool is_fragment = ip.frag_off & htons(inner ? FRAGMENT_OFFSET_MASK : FRAGMENT_MASK);
+	network.kind = is_fragment ? PACKET_FRAGMENT : PACKET_TRANSPORT;
 	__builtin_memcpy(network.addresses, &ip.saddr, sizeof(network.addresses));
 	return network;
 }
@@ -156,7 +157,7 @@ struct extension_header {
 #define FRAGMENT_OFFSET_MASK 0xfff8
 #define IPV6_FRAGMENT_HEADER_BYTES 8
 
-/* Parse the IP header at `offset`. With `inner`, it is the one quoted by an ICMP error: cut short, never reassembled. */
+/* Parse the IP header at `offset`. An `inner` one is quoted by an ICMP error: cut short, never reassembled. */
 static __always_inline struct network parse_network(struct __sk_buff *skb, __u32 offset, bool inner)
 {
 	struct network network = { .kind = PACKET_MALFORMED };
@@ -183,7 +184,7 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 			break;
 		if (bpf_skb_load_bytes(skb, network.transport_offset, &header, sizeof(header)))
 			return network;
-		/* The destination is not the final one yet, and the checksum counts the final one. */
+		/* This destination is not the final one, and the checksum covers the final one. */
 		if (protocol == IPPROTO_ROUTING && header.segments_left) {
 			network.kind = PACKET_OTHER;
 			return network;
@@ -230,7 +231,7 @@ static __always_inline __u8 flags_of_chunk(__u8 chunk)
 	}
 }
 
-/* Lengths that lie: a header that does not fit between its start and the packet's end. */
+/* False if lengths lie: the transport header does not fit between its start and the packet's end. */
 static __always_inline bool transport_fits(const struct packet *packet, const struct transport_start *start)
 {
 	__u32 available = packet->end_offset - packet->transport_offset;
@@ -272,7 +273,7 @@ static __always_inline enum packet_kind parse_transport(struct packet *packet)
 	return PACKET_TRANSPORT;
 }
 
-/* Everything that the path needs to know of a packet. */
+/* Parse all that the path needs of a packet. */
 static __always_inline struct packet parse_packet(struct __sk_buff *skb, enum direction direction)
 {
 	struct network network = parse_network(skb, NETWORK_OFFSET, false);
@@ -297,7 +298,7 @@ static __always_inline struct packet parse_packet(struct __sk_buff *skb, enum di
 	return packet;
 }
 
-/* The tuple of the opposite way, to be looked up at `direction`. */
+/* The tuple of the opposite direction, to be looked up at the hook `direction`. */
 static __always_inline struct tuple reversed(const struct tuple *tuple, __u8 direction)
 {
 	struct tuple opposite = {
@@ -322,7 +323,7 @@ static __always_inline bool same_address(const struct address *a, const struct a
 	return !difference;
 }
 
-/* A connection that begins: SYN without ACK, INIT. */
+/* True if the packet begins a connection: SYN without ACK, INIT. */
 static __always_inline bool is_syn(const struct packet *packet)
 {
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * ReverseNat and DNAT are one thing: give a packet the addresses and ports of another tuple.
+ * DNAT and its reverse are one thing: a packet gets the addresses and ports of another tuple.
  *
- * Checksums are adjusted by the difference (RFC 1624). Under CHECKSUM_PARTIAL only the pseudo header's part counts, which is
- * what BPF_F_PSEUDO_HDR tells the kernel; port changes are then left to whoever completes the checksum. GSO packets keep
- * their sizes: no length changes.
+ * Checksums are adjusted by the difference (RFC 1624). Under CHECKSUM_PARTIAL the field covers the pseudo header only,
+ * and BPF_F_PSEUDO_HDR says which differences belong to that; whoever completes the checksum will add the ports. No
+ * length changes, so GSO packets keep their sizes.
  */
 struct ports {
 	__be16 source_be;
@@ -24,8 +24,9 @@ static __always_inline __u32 ports_word(const struct tuple *tuple)
 }
 
 /*
- * Is the checksum still to be completed by whoever sends the packet on (CHECKSUM_PARTIAL)? No helper says so, but a change of
- * content leaves the field of such a packet alone and changes that of any other. The caller overwrites the field.
+ * True if the checksum is still to be completed when the packet is sent (CHECKSUM_PARTIAL). No helper says so. But
+ * bpf_l4_csum_replace leaves the field of such a packet alone when content changes, and changes the field of any other
+ * packet. The caller has to write the field again.
  */
 static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 offset)
 {
@@ -43,7 +44,7 @@ static __always_inline __u32 checksum_offset(__u8 protocol)
 	return protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
 }
 
-/* What the one's complement sum over the addresses changes by, as bpf_csum_diff would have it, but without a call. */
+/* The change of the one's complement sum over the addresses: what bpf_csum_diff computes, but without a call. */
 static __always_inline __s64 address_difference(const struct tuple *from, const struct tuple *to)
 {
 	__u64 sum = 0;
@@ -57,7 +58,7 @@ static __always_inline __s64 address_difference(const struct tuple *from, const 
 	return (sum & 0xffffffff) + (sum >> 32);
 }
 
-/* IPv6 has no checksum of its header. */
+/* An IPv6 header has no checksum. */
 static __always_inline long adjust_network_checksum(struct __sk_buff *skb, __u32 offset, __s64 difference)
 {
 #if IP_FAMILY == 4
@@ -88,26 +89,28 @@ static __always_inline long adjust_checksum(const struct packet *packet, const s
 	long error = bpf_l4_csum_replace(packet->skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | zero_is_none);
 
 	if (from_ports != to_ports)
-		error = error ?: bpf_l4_csum_replace(packet->skb, checksum, from_ports, to_ports, zero_is_none | sizeof(__be32));
+		error = error ?: bpf_l4_csum_replace(packet->skb, checksum, from_ports, to_ports,
+						     zero_is_none | sizeof(__be32));
 	return error;
 }
 
 static __always_inline long write_tuple(const struct packet *packet, const struct tuple *to)
 {
-	/* Without options the ports follow the addresses in the packet, as they do in struct tuple: one write. */
+	/* Without options the ports follow the addresses, in the packet as in struct tuple: one write does both. */
 	if (packet->transport_offset == NETWORK_OFFSET + NETWORK_HEADER_BYTES)
 		return bpf_skb_store_bytes(packet->skb, NETWORK_OFFSET + ADDRESSES_OFFSET, (void *)&to->source,
 					   2 * ADDRESS_BYTES + sizeof(struct ports), 0);
-	return write_addresses(packet->skb, NETWORK_OFFSET, to) ?: write_ports(packet->skb, packet->transport_offset, to);
+	return write_addresses(packet->skb, NETWORK_OFFSET, to) ?:
+	       write_ports(packet->skb, packet->transport_offset, to);
 }
 
 /*
- * Give the packet the tuple `new_tuple`. Returns false where the kernel refused: the packet may be half written and must be dropped.
- * SCTP's checksum is not touched here: see sctp.h.
+ * Give the packet the tuple `new_tuple`. Returns false if the kernel refused: the packet may be half written and must
+ * be dropped. The checksum of SCTP is not touched here: see sctp.h.
  */
 static __always_inline bool translate(struct packet *packet, const struct tuple *new_tuple)
 {
-	/* One copy for all that follows: what was found in an LRU may be recycled meanwhile. */
+	/* One copy for all that follows, because the LRU may recycle the entry of `new_tuple` meanwhile. */
 	const struct tuple *to = &packet->to;
 	packet->to = *new_tuple;
 	packet->translated = true;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * SCTP's checksum is a CRC32c over the whole packet (RFC 9260, 6.8). It does not cover the addresses, but it covers the
- * ports. CRCs are linear: the change of the ports, followed by as many zero bytes as the packet goes on for, has a CRC of its own,
- * and the new checksum is the old one with that added (XOR). Following by n zero bytes is multiplying by x^(8n) modulo the
- * polynomial, which takes one multiplication for each bit that is set in n.
+ * SCTP's checksum is a CRC32c over the whole packet (RFC 9260, 6.8): it covers the ports, but not the addresses. CRCs
+ * are linear: the new checksum is the old one XOR the CRC of the difference of the ports, followed by as many zero
+ * bytes as there are behind the ports. To append n zero bytes is to multiply by x^(8n) modulo the polynomial, which
+ * takes one multiplication for each bit that is set in n.
  */
 #define CRC32C_POLYNOMIAL 0x82f63b78u /* bits reversed */
 #define SCTP_LENGTH_BITS 16
@@ -43,7 +43,7 @@ static __always_inline __u32 crc32c_multiply(__u32 a, __u32 b)
 	return product;
 }
 
-/* What the checksum of a packet of `bytes` changes by when its first four bytes change by `difference` (XOR). */
+/* The change (XOR) of the checksum of a packet of `bytes`, if its first four bytes change by `difference` (XOR). */
 static __always_inline __u32 crc32c_difference(__u32 difference, __u32 bytes)
 {
 #pragma unroll
@@ -53,7 +53,7 @@ static __always_inline __u32 crc32c_difference(__u32 difference, __u32 bytes)
 	return difference;
 }
 
-/* Adjust the checksum of a packet whose ports have changed by `difference`. Returns false where the kernel refused. */
+/* Adjust the checksum of a packet whose ports have changed by `difference`. Returns false if the kernel refused. */
 static __always_inline bool adjust_sctp_checksum(const struct packet *packet, __u32 difference)
 {
 	__u32 checksum = packet->transport_offset + SCTP_CHECKSUM_OFFSET;
@@ -61,7 +61,7 @@ static __always_inline bool adjust_sctp_checksum(const struct packet *packet, __
 
 	if (bpf_skb_load_bytes(packet->skb, checksum, &crc, sizeof(crc)))
 		return false;
-	/* Where it is still to be computed, by whoever sends the packet on, the field is put back as it was. */
+	/* If the checksum is still to be computed when the packet is sent, the field gets its old value back. */
 	if (!has_partial_checksum(packet->skb, checksum))
 		crc ^= crc32c_difference(difference, packet->end_offset - packet->transport_offset);
 	return !bpf_skb_store_bytes(packet->skb, checksum, &crc, sizeof(crc), 0);

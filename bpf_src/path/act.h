@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Where a packet goes after its verdict.
+ * What a verdict does to its packet.
  *
- * TC_ACT_UNSPEC is also TCX_NEXT (-1): the programs and filters of others behind ours still run, and then the host's stack.
+ * TC_ACT_UNSPEC is also TCX_NEXT (-1): the programs and filters of others behind ours still run, and then the host's
+ * stack.
  */
 #define NEXT TC_ACT_UNSPEC
 
-/* Back to the pod that sent it: out of the host's end of its link, the link-layer addresses exchanged. */
+/* Send the packet back to its sender: out of the host's end of the pod's link, the link-layer addresses exchanged. */
 static __always_inline int send_back(const struct packet *packet)
 {
 	struct __sk_buff *skb = packet->skb;
@@ -34,19 +35,19 @@ static __always_inline bool is_answered(enum verdict verdict)
 	       verdict == VERDICT_RESET_BACKEND_GONE;
 }
 
-/* A packet of the family that this program is for, in a frame without a VLAN tag. */
+/* True if the packet is of the family that this program is for, in a frame without a VLAN tag. */
 static __always_inline bool is_ours(const struct __sk_buff *skb)
 {
 	return skb->protocol == htons(ETHERTYPE) && !skb->vlan_present;
 }
 
-/* A pod that reaches itself: the pod's own end of the link is the only one that the packet can go to. */
+/* True if the pod reaches itself: the packet can only go back to the link where it came from. */
 static __always_inline bool is_hairpin(const struct packet *packet)
 {
 	return packet->translated && packet->tuple.direction == FROM_POD && packet->to.direction == FROM_POD;
 }
 
-/* Count the verdict and do what it says. */
+/* Count the verdict and do what it says. Returns NEXT if the packet goes on. */
 static __always_inline int finish(const struct packet *packet, enum verdict verdict)
 {
 	observe(packet, verdict);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Reject is an answer: a TCP RST, or an ICMP port unreachable, made of the packet itself and sent back to the pod. No rate limit
- * stands between, so that a connect is refused at once every time.
+ * The answer to a rejected packet: a TCP RST or an ICMP port unreachable, made of the packet itself and sent back to
+ * the pod. There is no rate limit, so that every connect() is refused at once.
  */
 #define ANSWER_TTL 64
-#define QUOTED_BYTES_MAX 128	/* of the refused packet: its IP header and the start of what is behind it; a multiple of 4 */
+#define QUOTED_BYTES_MAX 128	/* of the rejected packet: its IP header and the start of the next; a multiple of 4 */
 #define QUOTED_TRANSPORT_BYTES 8
-#define QUOTED_SCTP_BYTES 12	/* the kernel cuts no packet within the field of a checksum that is still to be computed */
+#define QUOTED_SCTP_BYTES 12	/* the kernel never cuts a packet within a checksum that is still to be computed */
 
 #if IP_FAMILY == 4
 #define UNREACHABLE_TYPE ICMP_DEST_UNREACH
@@ -36,7 +36,8 @@ static __always_inline __s64 pseudo_sum(const struct tuple *tuple, __u8 protocol
 }
 
 /* The IP header of an answer that carries `payload_bytes` of `protocol`. */
-static __always_inline long write_network_header(struct __sk_buff *skb, const struct tuple *tuple, __u8 protocol, __u16 payload_bytes)
+static __always_inline long write_network_header(struct __sk_buff *skb, const struct tuple *tuple, __u8 protocol,
+						 __u16 payload_bytes)
 {
 #if IP_FAMILY == 4
 	network_header ip = {
@@ -125,7 +126,9 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 
 	if (quoted_bytes < NETWORK_HEADER_BYTES)
 		return TC_ACT_SHOT;
-	/* For verifiers up to 6.1: 64 bits, and two comparisons of this very register, not one of a difference. */
+	/*
+	 * For verifiers up to 6.1: 64 bits, and two comparisons of this very register instead of one of a difference.
+	 */
 	asm volatile("" : "+r"(quoted_bytes));
 	if (quoted_bytes > sizeof(icmp.quoted))
 		return TC_ACT_SHOT;

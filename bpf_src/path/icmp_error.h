@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * ICMP errors about a translated flow: the pod must find its own connection in the packet that is quoted, as nf_nat does it
- * (nf_nat_icmp_reply_translation): addresses and ports of the quoted packet, its IP checksum, and the outer addresses.
+ * ICMP errors about a translated flow. The pod must find its own connection in the quoted packet, so these are
+ * rewritten, as nf_nat does it (nf_nat_icmp_reply_translation): addresses and ports of the quoted packet, its IP
+ * checksum, and the outer addresses.
  *
- * The quoted packet runs opposite to the error. Reversed, it has the tuple of a packet that comes the error's own way,
- * which is how the flow is found. The quoted transport checksum stays: often it is cut off, and nobody verifies it.
+ * The quoted packet ran in the direction opposite to the error's. Reversed, its tuple is the tuple of a packet in the
+ * error's own direction, and finds the flow. The quoted transport checksum stays: it is often cut off, and nobody
+ * verifies it.
  */
 #define ICMP_HEADER_BYTES 8
 #define ICMP_CHECKSUM_OFFSET 2
 
-/* The quoted packet. `kind` is PACKET_TRANSPORT where it has a tuple. */
+/* Parse the quoted packet. Its `kind` is PACKET_TRANSPORT if it has a tuple. */
 static __always_inline struct packet parse_quoted(const struct packet *outer)
 {
 	__u32 offset = outer->transport_offset + ICMP_HEADER_BYTES;
@@ -37,14 +39,17 @@ static __always_inline struct packet parse_quoted(const struct packet *outer)
 	return quoted;
 }
 
-static __always_inline bool translate_quoted(const struct packet *outer, const struct packet *quoted, const struct tuple *to)
+static __always_inline bool translate_quoted(const struct packet *outer, const struct packet *quoted,
+					     const struct tuple *to)
 {
 	struct __sk_buff *skb = outer->skb;
 	__u32 checksum = outer->transport_offset + ICMP_CHECKSUM_OFFSET;
 	__s64 difference = address_difference(&quoted->tuple, to);
 	long error = bpf_l4_csum_replace(skb, checksum, ports_word(&quoted->tuple), ports_word(to), sizeof(__be32));
 
-	/* In IPv4 the quoted header's checksum changes by the opposite of its addresses: together they add nothing. */
+	/*
+	 * In IPv4 the quoted header's checksum changes by the opposite of its addresses: together they change nothing.
+	 */
 	if (IP_FAMILY == 6)
 		error = error ?: bpf_l4_csum_replace(skb, checksum, 0, difference, 0);
 	error = error ?: write_ports(skb, quoted->transport_offset, to);
@@ -68,7 +73,7 @@ static __always_inline enum verdict translate_icmp_error(struct packet *outer)
 {
 	struct packet quoted = parse_quoted(outer);
 
-	/* An error goes to the sender of the quoted packet: anything else is forged, or not ours to redirect. */
+	/* An error goes to the sender of the quoted packet. Any other error is forged, or not ours to redirect. */
 	if (quoted.kind != PACKET_TRANSPORT || !same_address(&outer->tuple.destination, &quoted.tuple.source)) {
 		outer->kind = PACKET_OTHER;
 		return VERDICT_UNTOUCHED;

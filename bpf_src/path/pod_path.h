@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The two stages of a packet between pods: out of the pod that sends it, into the pod that receives it. Each ends in a verdict. */
+/*
+ * The two steps of a packet between pods: out of the pod that sends it, and into the pod that receives it. Each ends in
+ * a verdict.
+ */
 
-/* A packet without a tuple: ICMP errors may quote one, everything else is the host's. */
+/* The verdict on a packet without a tuple: an ICMP error may quote a tuple, everything else is left to the host. */
 static __always_inline enum verdict leave(const struct packet *packet)
 {
 	switch (packet->kind) {
@@ -19,13 +22,13 @@ static __always_inline enum verdict leave(const struct packet *packet)
 }
 
 /*
- * Of the backend that the flow was made with. Another epoch or Service: the id has been given away, or the tables have been
- * filled anew since, so that backend has left or is gone, and nobody knows any more which.
+ * The state of the backend that the flow was made with. If the epoch or the Service differs, the id was given to
+ * another backend or the tables were filled anew: the flow's backend has left or is gone, and nobody knows which.
  */
 static __always_inline enum backend_state state_of_backend(const struct flow *flow)
 {
 	if (!flow->backend_id)
-		return BACKEND_USABLE; /* of no Service: nothing will ever be learned of it */
+		return BACKEND_USABLE; /* the flow is of no Service: nobody will ever say otherwise */
 	struct backend *backend = backends.lookup((__u32 *)&flow->backend_id);
 
 	if (!backend || backend->epoch != flow->epoch || backend->service_id != flow->service_id)
@@ -33,7 +36,7 @@ static __always_inline enum backend_state state_of_backend(const struct flow *fl
 	return backend->state;
 }
 
-/* May this packet go on with the flow that it was found to have? If not, a backend is chosen anew, or the flow is reset. */
+/* What becomes of a packet's flow: the packet goes on with it, a backend is chosen anew, or the flow is reset. */
 enum fate { FLOW_GOES_ON, FLOW_BEGINS_ANEW, FLOW_IS_RESET };
 
 static __always_inline enum fate fate_of(const struct packet *packet, const struct flow *flow, __u32 now)
@@ -52,15 +55,15 @@ static __always_inline enum fate fate_of(const struct packet *packet, const stru
 }
 
 /*
- * While the host's UDP flows are still being taken over (adopt.py), a datagram that no flow is known for may be of one of
- * them: it stays what it is, and so do all that follow it.
+ * True while the daemon imports the UDP flows that kube-proxy translates: a datagram without a flow may belong to one
+ * that is not imported yet. Such a datagram is left to the host, and so are all that follow it.
  */
 static __always_inline bool stays_with_host(const struct packet *packet, const struct choice *choice)
 {
 	return packet->protocol == IPPROTO_UDP && choice->verdict == VERDICT_BALANCED && is_on(SWITCH_UDP_STAYS);
 }
 
-/* The first packet of a flow, or one that belongs to none. */
+/* The packet is the first one of a flow, or belongs to none. */
 static __always_inline enum verdict begin_flow(struct packet *packet)
 {
 	if (packet->protocol != IPPROTO_UDP && !is_syn(packet)) {
@@ -74,7 +77,7 @@ static __always_inline enum verdict begin_flow(struct packet *packet)
 		choice = choose_backend(&packet->tuple, now);
 	if (stays_with_host(packet, &choice))
 		choice = (struct choice){ .verdict = VERDICT_TRANSLATED };
-	else if (choice.verdict == VERDICT_UNTOUCHED && has_answers_like_a_flow(packet, now))
+	else if (choice.verdict == VERDICT_UNTOUCHED && collides_with_flow(packet, now))
 		choice.verdict = VERDICT_TRANSLATED;
 	else if (choice.verdict != VERDICT_BALANCED)
 		return choice.verdict;
@@ -104,14 +107,14 @@ static __always_inline enum verdict verdict_from_pod(struct packet *packet)
 		if (fate == FLOW_GOES_ON)
 			return continue_flow(packet, flow, now);
 		if (fate == FLOW_IS_RESET) {
-			/* Our RST ends the flow: nobody else will, and it would count as live for days. */
+			/* Our RST ends the flow. Nobody else will, and the flow would count as live for days. */
 			packet->tcp_flags |= TCP_RST;
 			touch(packet, flow, now);
 			return VERDICT_RESET_BACKEND_GONE;
 		}
 	}
 	enum verdict verdict = begin_flow(packet);
-	/* Without a flow of its own, the rest of the connection would be taken for this one's. */
+	/* This connection gets no flow: remove the old entry, or later packets would match it. */
 	if (flow && verdict == VERDICT_UNTOUCHED)
 		forget(flow, &packet->tuple);
 	return verdict;
@@ -124,7 +127,7 @@ static __always_inline enum verdict verdict_to_pod(struct packet *packet)
 		__u32 now = now_seconds();
 		if (!is_over(packet, flow, now))
 			return continue_flow(packet, flow, now);
-		/* A SYN: who was the backend connects to the port that was the client's. */
+		/* The former backend connects to the port that was the client's. */
 		if (is_syn(packet))
 			forget(flow, &packet->tuple);
 	}

@@ -407,7 +407,7 @@ class Schema(Structure):
 
 
 class ProgramIndex(IntEnum):
-    """The programs that are tail-called, by their index in `programs`, and what they are told."""
+    """The programs that are tail-called, by their index in `programs`."""
 
     REJECT = 0
     ICMP_ERROR = 1

@@ -44,6 +44,7 @@ SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
 
 LISTING_PROGRAMS = {"list_tcp": "bpf_iter__tcp", "list_udp": "bpf_iter__udp"}
 
-"""The programs that list what is in `connections`, where the kernel lets them, and their functions in cgroup.c: BCC
-asks for those names.
+"""The programs that list what is in `connections`, where the kernel lets them, and their functions in socket/list.h.
+
+BCC asks for those names.
 """
