@@ -19,9 +19,14 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kproxy_ebpf.errors import ConfigError
+from kproxy_ebpf.errors import QUOTED_CHARS, ConfigError, quoted
 
+MAX_FILE_BYTES = 1 << 20  # what a ConfigMap holds at most
+MAX_DEPTH = 10
+MAX_SENTENCES = 10
 POLL_SECONDS = 2.0
+
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C parser where PyYAML has it
 
 
 class Mode(StrEnum):
@@ -104,7 +109,7 @@ class Settings(BaseModel):
     def _narrow_enough(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
             if fnmatchcase("lo", pattern) or not re.search(r"\w", pattern):
-                raise ValueError(f"pattern {pattern!r} would match links that are no pod's")
+                raise ValueError(f"pattern {quoted(pattern)} would match links that are no pod's")
         return patterns
 
     @field_validator("cluster_cidr")
@@ -146,24 +151,44 @@ def parse_settings(mapping: Mapping[str, object]) -> Settings:
 
     Raises ConfigError whose sentence names every bad key and the values that are allowed.
     """
+    no_text = {key for key, value in mapping.items() if key in _KEYS and not _is_text(value)}
+    sentences = [_not_allowed(key, mapping[key]) for key in no_text]
     try:
-        return Settings.model_validate(dict(mapping))
+        settings = Settings.model_validate({key: value for key, value in mapping.items() if key not in no_text})
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(map(_sentence, error.errors())))) from None
+        sentences += map(_sentence, error.errors()[:MAX_SENTENCES])
+    if sentences:
+        raise ConfigError("; ".join(dict.fromkeys(sentences)))
+    return settings
+
+
+def _is_text(value: object) -> bool:
+    """True for a text, a number or a list of such. Anything else goes to no validator: some write out what they refuse,
+    and aliases can make a short YAML file enormous.
+    """
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(part, (str, int)) for part in parts)
 
 
 def _sentence(detail: Any) -> str:
     key = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
+        key = key[:QUOTED_CHARS]
         close = get_close_matches(key, _KEYS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the keys are {_enumerated(_KEYS)}"
         return f"setting {key} is unknown: {hint}"
-    if detail["type"] == "enum":
-        allowed = getattr(_KEYS[key].annotation, "__members__", {}).values()
-        return f"setting {key} can't be {detail['input']!r}: allowed are {_enumerated(m.value for m in allowed)}"
     if detail["type"] == "value_error":
-        return f"setting {key}: {detail['ctx']['error']}: allowed are {_ALLOWED[key]}"
-    return f"setting {key} can't be {detail['input']!r}: allowed are {_ALLOWED[key]}"
+        return f"setting {key}: {detail['ctx']['error']}: allowed are {_allowed(key)}"
+    return _not_allowed(key, detail["input"])
+
+
+def _not_allowed(key: str, value: object) -> str:
+    return f"setting {key} can't be {quoted(value)}: allowed are {_allowed(key)}"
+
+
+def _allowed(key: str) -> str:
+    members = getattr(_KEYS[key].annotation, "__members__", None)
+    return _enumerated(member.value for member in members.values()) if members else _ALLOWED[key]
 
 
 def _enumerated(words: Any) -> str:
@@ -174,16 +199,33 @@ def _enumerated(words: Any) -> str:
 def read_settings_file(path: Path) -> dict[str, object]:
     """The raw keys of a YAML file, every scalar as text. Raises ConfigError."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506  # makes only text
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1).decode()
+        if len(text) > MAX_FILE_BYTES:
+            raise ConfigError(f"settings file {path} is larger than {MAX_FILE_BYTES} bytes")
+        _check_depth(path, text)
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  # makes only text
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from None
     if content is None or content == "":
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"settings file {path} must hold keys and values, such as mode: hybrid")
     return content
+
+
+def _check_depth(path: Path, text: str) -> None:
+    """Walk the flat events: both parsers compose by recursion, and one of them crashes. Raises ConfigError."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"settings file {path} is not flat: write keys and values, such as mode: hybrid")
 
 
 class SettingsKeeper:

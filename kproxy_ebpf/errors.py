@@ -7,6 +7,24 @@ from __future__ import annotations
 
 import os
 
+QUOTED_CHARS = 60
+
+
+def quoted(value: object) -> str:
+    """`value` as a message quotes it, short and at little cost: a few aliases make a short YAML file a huge object, and
+    Python refuses to write huge numbers.
+    """
+    match value:
+        case dict():
+            return "an object"
+        case list() | tuple() | set():
+            return "a list"
+        case str() | bytes():
+            return repr(value[:QUOTED_CHARS])[:QUOTED_CHARS]
+        case int() if value.bit_length() > 4 * QUOTED_CHARS:
+            return f"a number of {value.bit_length()} bits"
+    return repr(value)[:QUOTED_CHARS]
+
 
 class KproxyError(Exception):
     """The root of all errors that the commands print without a traceback."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kproxy_ebpf.cli.common import bpffs_option, option
+from kproxy_ebpf.cli.common import Seconds, bpffs_option, option
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.model.services import Protocol
@@ -28,7 +28,7 @@ TELL_SECONDS = 5.0
 @bpffs_option
 @option(
     "--drain-seconds",
-    type=click.FloatRange(min=0),
+    type=Seconds(0),
     default=10.0,
     show_default=True,
     help="How long open connections may take to end before they break; new ones are kube-proxy's at once.",

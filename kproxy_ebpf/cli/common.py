@@ -6,6 +6,7 @@ Nothing here imports the daemon or the datapath: `--help` has to be quick.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,20 @@ def option(flag: str, *names: str, **attributes: Any) -> Callable[[Command], Com
     """A click option that can also be given as a variable: ``--node-name`` as ``KPROXY_NODE_NAME``."""
     variable = "KPROXY_" + flag.removeprefix("--").replace("-", "_").upper()
     return click.option(flag, *names, envvar=variable, show_envvar=True, **attributes)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, at most a week. FloatRange lets nan pass, which no clock can wait for."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(least, 7 * 86400)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return number
 
 
 bpffs_option = option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kproxy_ebpf.cli.common import Command, bpffs_option, option
+from kproxy_ebpf.cli.common import Command, Seconds, bpffs_option, option
 from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.errors import UsageError
 
@@ -39,7 +39,7 @@ def _size(flag: str, default: int, what: str) -> Callable[[Command], Command]:
         help="How programs are attached to links; auto takes TCX where the kernel has it.")  # fmt: skip
 @option("--proxy-name", default="", metavar="NAME",
         help="Serve the Services that label service-proxy-name gives to NAME. [default: those without it]")  # fmt: skip
-@option("--sync-period", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
+@option("--sync-period", type=Seconds(1), default=30.0, show_default=True, metavar="SECONDS",
         help="The longest a change may take to be written; /healthz fails after twice this.")  # fmt: skip
 @option("--health-address", default=":10356", show_default=True, metavar="HOST:PORT", help="Serves /healthz, /livez.")
 @option("--metrics-address", default="127.0.0.1:10349", show_default=True, metavar="HOST:PORT", help="Serves /metrics.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, inet_pton
 
+from kproxy_ebpf.errors import quoted
 from kproxy_ebpf.kube.wire import one_line
 from kproxy_ebpf.model.services import SourceRange, source_range
 
@@ -16,7 +17,7 @@ class Refusal(ValueError):  # noqa: N818 (the project's word for it)
 
 
 def refused(where: str, value: object, why: str) -> Refusal:
-    return Refusal(one_line(f"{where}: {value!r:.60} {why}"))
+    return Refusal(one_line(f"{where}: {quoted(value)} {why}"))
 
 
 def packed_ip(where: str, text: str) -> bytes:

@@ -15,6 +15,7 @@ from kproxy_ebpf.kube.wire import one_line
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES = 64 << 20
 MAX_DEPTH = 100
+MIN_VALUES = 100_000  # a file has room for at least so many, aliases written out; else for one a byte
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -60,6 +61,10 @@ def read_documents(file: Path) -> list[Document]:
         raise UnreadableFileError(one_line(str(error))) from None
     except RecursionError:
         raise UnreadableFileError(f"nested more than {MAX_DEPTH} deep") from None
+    except UnreadableFileError:
+        raise
+    except Exception as error:  # PyYAML trusts explicit tags: `!!bool maybe` is a KeyError
+        raise UnreadableFileError(one_line(f"not YAML: {type(error).__name__}: {error}")) from error
 
 
 def _from_json(name: str, content: bytes) -> Iterator[Document]:
@@ -69,13 +74,16 @@ def _from_json(name: str, content: bytes) -> Iterator[Document]:
 
 
 def _from_yaml(name: str, content: bytes) -> Iterator[Document]:
-    _check_depth(content)
+    has_aliases = _check_depth(content)
+    room = max(MIN_VALUES, len(content))
     loader = _Loader(content)
     try:
         index = 0
         while loader.check_node():
             index += 1
             node = loader.get_node()
+            if has_aliases:
+                room -= _values(node, room)
             lines = _item_lines(node)
             for item_index, item in _items(loader.construct_document(node)):
                 what = f"{name} document {index}" + (f" item {item_index}" if item_index else "")
@@ -85,16 +93,48 @@ def _from_yaml(name: str, content: bytes) -> Iterator[Document]:
         loader.dispose()
 
 
-def _check_depth(content: bytes) -> None:
-    """The C parser composes by recursion and crashes where Python would raise: look at the flat events first."""
-    depth = 0
+def _check_depth(content: bytes) -> bool:
+    """Walk the flat events: the C parser composes by recursion, and crashes where Python would raise. True if there are
+    aliases.
+    """
+    depth, has_aliases = 0, False
     for event in yaml.parse(content, Loader=_Loader):
+        has_aliases = has_aliases or isinstance(event, yaml.AliasEvent)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
                 raise UnreadableFileError(f"nested more than {MAX_DEPTH} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+    return has_aliases
+
+
+def _values(root: yaml.Node, limit: int) -> int:
+    """How many values a document has once its aliases are written out. Raises UnreadableFileError beyond `limit`: nine
+    lines of nine aliases each make 400 million.
+    """
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        known = counts.get(id(node))
+        if known is not None:
+            return known
+        counts[id(node)] = 1  # one that contains itself is one more reference, no endless tree
+        number = 1 + sum(map(count, _children(node)))
+        if number > limit:
+            raise UnreadableFileError(f"its aliases stand for more than {limit} values")
+        counts[id(node)] = number
+        return number
+
+    return count(root)
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
 
 
 def _items(document: Any) -> Iterator[tuple[int, Any]]:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import structlog
 from watchfiles import awatch
 
-from kproxy_ebpf.errors import ClusterError
+from kproxy_ebpf.errors import ClusterError, quoted
 from kproxy_ebpf.kube.addresses import Refusal
 from kproxy_ebpf.kube.documents import SUFFIXES, Document, UnreadableFileError, read_documents
 from kproxy_ebpf.kube.kinds import KINDS
@@ -149,7 +149,7 @@ class ManifestSource:
 
     def _parsed(self, kind: ApiKind[T], content: dict[str, Any]) -> T | None:
         if content.get("apiVersion") != kind.api_version:
-            raise Refusal(f"apiVersion: only {kind.api_version} can be read, not {content.get('apiVersion')!r:.60}")
+            raise Refusal(f"apiVersion: only {kind.api_version} can be read, not {quoted(content.get('apiVersion'))}")
         return kind.parse(content, self._scope)
 
 

@@ -18,9 +18,8 @@ from uuid import uuid4
 import aiohttp
 import structlog
 
-from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube.kinds import KINDS
-from kproxy_ebpf.kube.response import StatusError, raise_for_status
+from kproxy_ebpf.kube.response import AnswerError, answer_errors, raise_for_status
 from kproxy_ebpf.model.snapshot import Kind
 
 REPORTER = "kproxy-ebpf"
@@ -128,13 +127,14 @@ class EventRecorder:
     async def _send(self, about: About, reason: str, note: str) -> None:
         series = self._series[about, reason, note]
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                if series.posted:
-                    await self._patch(about, series)
-                else:
-                    await self._post(about, reason, note, series)
-                    series.posted = True
-        except (aiohttp.ClientError, OSError, StatusError, ClusterError) as error:
+            with answer_errors():
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    if series.posted:
+                        await self._patch(about, series)
+                    else:
+                        await self._post(about, reason, note, series)
+                        series.posted = True
+        except AnswerError as error:
             self.dropped += 1
             log.info("an Event could not be posted", about=f"{about.kind} {about.name}", error=str(error))
 

@@ -19,8 +19,7 @@ from typing import Generic, NoReturn, Protocol, TypeVar
 import aiohttp
 import structlog
 
-from kproxy_ebpf.errors import ClusterError
-from kproxy_ebpf.kube.response import StatusError, notice_dead_peer, raise_for_status
+from kproxy_ebpf.kube.response import AnswerError, StatusError, answer_errors, notice_dead_peer, raise_for_status
 from kproxy_ebpf.kube.stream import (
     Bookmark,
     BrokenStreamError,
@@ -73,9 +72,6 @@ class NotStreamedError(Exception):
     """The server has no WatchList."""
 
 
-RETRIED = (aiohttp.ClientError, OSError, TimeoutError, BrokenStreamError, StatusError, ClusterError)
-
-
 class Reflector(Generic[T]):
     """`run` it as a task. `connected` and `last_error` are for status pages."""
 
@@ -112,7 +108,7 @@ class Reflector(Generic[T]):
         while True:
             try:
                 await self._once()
-            except RETRIED as error:
+            except AnswerError as error:
                 await self._back_off(error)
 
     async def _once(self) -> None:
@@ -128,10 +124,10 @@ class Reflector(Generic[T]):
         else:
             await self._list()
 
-    async def _back_off(self, error: Exception) -> None:
+    async def _back_off(self, error: AnswerError) -> None:
         """Exponential, full jitter: a thousand nodes must not come back at once."""
         self.connected = False
-        self.last_error = str(error) or type(error).__name__
+        self.last_error = str(error)
         if isinstance(error, StatusError) and error.too_old:
             self._version, self._streaming = "", True  # the server may have been upgraded: ask for WatchList again
             self._log.info("what was watched is too old: starting over", error=self.last_error)
@@ -188,8 +184,9 @@ class Reflector(Generic[T]):
         response = await self._get(query)
         try:
             await self._accept(response)
-            async with asyncio.timeout(self._timing.page):
-                return decode_page(self._resource, await response.read())
+            with answer_errors():
+                async with asyncio.timeout(self._timing.page):
+                    return decode_page(self._resource, await response.read())
         finally:
             response.close()
 
@@ -242,11 +239,12 @@ class Reflector(Generic[T]):
             if response.status in UNSERVED and not self._version:
                 raise NotStreamedError
             await self._accept(response)
-            notice_dead_peer(response)
             splitter = LineSplitter()
             while chunk := await self._read(response):
                 delivered = True
-                for changes, mark in batches(self._resource, splitter.feed(chunk)):
+                with answer_errors():
+                    decoded = list(batches(self._resource, splitter.feed(chunk)))
+                for changes, mark in decoded:
                     if changes or isinstance(mark, Bookmark):
                         on_batch(changes, mark if isinstance(mark, Bookmark) else None)
                     if isinstance(mark, Failure):
@@ -261,23 +259,27 @@ class Reflector(Generic[T]):
         alike, and the next request tells them apart.
         """
         seconds = self._timing.idle if self._version else self._timing.initial_idle
-        try:
-            async with asyncio.timeout(seconds):
-                return await response.content.readany()
-        except TimeoutError:
-            if not self._version:
-                raise NotStreamedError from None
-            return b""
+        with answer_errors():
+            try:
+                async with asyncio.timeout(seconds):
+                    return await response.content.readany()
+            except TimeoutError:
+                if self._version:
+                    return b""
+        raise NotStreamedError
 
     async def _get(self, query: list[tuple[str, str]]) -> aiohttp.ClientResponse:
-        try:
-            async with asyncio.timeout(self._timing.answer):
-                return await self._client.request("GET", self._resource.path, [*self._resource.query, *query])
-        except TimeoutError as error:  # the client's own has words
-            raise TimeoutError(str(error) or f"no answer for {self._timing.answer:g} s") from None
+        with answer_errors():
+            try:
+                async with asyncio.timeout(self._timing.answer):
+                    return await self._client.request("GET", self._resource.path, [*self._resource.query, *query])
+            except TimeoutError as error:  # the client's own has words
+                raise TimeoutError(str(error) or f"no answer for {self._timing.answer:g} s") from None
 
     async def _accept(self, response: aiohttp.ClientResponse) -> None:
-        await raise_for_status(response)
+        with answer_errors():
+            await raise_for_status(response)
+            notice_dead_peer(response)
         self.connected, self.last_error = True, ""
 
     # --- what is known

@@ -1,19 +1,28 @@
-"""The API server's answers: errors as exceptions, and connections that notice a dead peer."""
+"""The API server's answers: everything that can be wrong with one as an AnswerError, and a connection that notices a
+dead peer.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import aiohttp
 
+from kproxy_ebpf.errors import KproxyError
 from kproxy_ebpf.kube.wire import one_line
 
 MAX_STATUS_BYTES = 64 << 10
 
 
-class StatusError(Exception):
+class AnswerError(Exception):
+    """There is no answer to use: the request is to be repeated after a while. The message is one line for people."""
+
+
+class StatusError(AnswerError):
     """The server refused: an HTTP status or an ERROR event."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -21,6 +30,20 @@ class StatusError(Exception):
         self.code = code
         # the second: the server's data was restored from a backup that is older than what we saw
         self.too_old = code == HTTPStatus.GONE or "Too large resource version" in message
+
+
+@contextmanager
+def answer_errors() -> Iterator[None]:
+    """The one boundary around connections and parsers: whatever goes wrong inside is an AnswerError, but for
+    cancellation. No answer, and no credential, is worth the daemon's end.
+    """
+    try:
+        yield
+    except AnswerError:
+        raise
+    except Exception as error:
+        is_told = isinstance(error, (aiohttp.ClientError, OSError, KproxyError)) and str(error)
+        raise AnswerError(one_line(str(error) if is_told else f"{type(error).__name__}: {error}")) from error
 
 
 async def raise_for_status(response: aiohttp.ClientResponse) -> None:
@@ -45,5 +68,5 @@ def _message_of(body: bytes) -> str:
     """The message of a Status object, "" when there is none."""
     try:
         return one_line(str(json.loads(body)["message"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""

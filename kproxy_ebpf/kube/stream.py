@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from kproxy_ebpf.errors import quoted
 from kproxy_ebpf.kube import wire
 from kproxy_ebpf.kube.addresses import Refusal
+from kproxy_ebpf.kube.response import AnswerError
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 MAX_LINE_BYTES = 64 << 20
@@ -23,7 +25,7 @@ Wired = TypeVar("Wired")
 T = TypeVar("T")
 
 
-class BrokenStreamError(Exception):
+class BrokenStreamError(AnswerError):
     """The answer is not what an API server sends: cut short, not JSON, or beyond the bound of a line."""
 
 
@@ -192,7 +194,7 @@ def _decode_loosely(resource: Resource[T], line: bytes) -> Change[T] | Bookmark 
             return _named(obj, None)
         case ("ADDED" | "MODIFIED", _):
             return next(_converted_loosely(resource, [obj]))
-    raise BrokenStreamError(f"a watch line of unknown type {event.get('type')!r:.40}")
+    raise BrokenStreamError(f"a watch line of unknown type {quoted(event.get('type'))}")
 
 
 def _named(obj: Any, result: Refusal | None) -> Change[Any]:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from kproxy_ebpf.errors import quoted
+
 MAX_REASON_CHARS = 300
 
 Object_ = TypeVar("Object_")
@@ -71,8 +73,4 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _given(error_type: str, value: Any) -> str:
     if error_type in ("missing", "too_long", "json_invalid"):
         return ""
-    if isinstance(value, dict):
-        return ", not an object"
-    if isinstance(value, list):
-        return ", not a list"
-    return f", not {value!r:.60}"
+    return f", not {quoted(value)}"

@@ -50,6 +50,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         (["run", "--attach", "magic"], 64, "--attach"),
         (["dance"], 64, "dance"),
+        (["run", "--sync-period", "nan"], 64, "nan is no number of seconds"),
+        (["run", "--sync-period", "inf"], 64, "sync-period"),
+        (["cleanup", "--drain-seconds", "nan"], 64, "nan is no number of seconds"),
         (["run", "--manifests", "/x", "--kubeconfig", "/y"], 64, "exclude each other"),
         (["run", "--config", "/x", "--config-map", "a/b"], 64, "exclude each other"),
         (["run", "--manifests", "/x", "--config-map", "a/b"], 64, "needs an API server"),

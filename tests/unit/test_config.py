@@ -88,7 +88,7 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert parse_settings(read_settings_file(file)) == Settings()
 
 
-@pytest.mark.parametrize("content", ["- a\n", "mode: [", "\x00", "just words"])
+@pytest.mark.parametrize("content", ["- a\n", "mode: [", "\x00", "just words", "mode: " + "[" * 3000, "x" * (1 << 21)])
 def test_an_unreadable_file_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(content)
@@ -186,3 +186,16 @@ def test_what_this_version_does_not_serve_is_said() -> None:
     asked = parse_settings({"mode": "tc", "network-policy": "enforce"})
     assert [sentence.split()[0] for sentence in asked.unserved()] == ["network-policy"]
     assert not list(parse_settings({"mode": "tc"}).unserved())
+
+
+def test_a_sentence_about_settings_is_short_whatever_they_are() -> None:
+    bomb: object = "x"
+    for _ in range(9):
+        bomb = [bomb] * 9
+    with pytest.raises(ConfigError, match="setting mode can't be a list"):
+        parse_settings({"mode": bomb})
+    bad = {"balancing": "x" * 10_000, "y" * 10_000: "", "pod-interfaces": "*" * 10_000}
+    with pytest.raises(ConfigError) as refused:
+        parse_settings({**bad, **{f"key-{number}": "" for number in range(10_000)}})
+    assert "setting balancing can't be 'xxx" in str(refused.value)
+    assert len(str(refused.value)) < 3000

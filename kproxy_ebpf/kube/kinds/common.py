@@ -66,7 +66,7 @@ class ApiKind(Generic[T]):
         if (name := self.only(scope)) is not None:
             query.append(("fieldSelector", f"metadata.name={name}"))
         return Resource(
-            self.path, self.shape, lambda obj: self.convert(obj, scope), query=tuple(query), optional=self.optional
+            self.path, self.shape, lambda obj: self._read(obj, scope), query=tuple(query), optional=self.optional
         )
 
     def parse(self, obj: Mapping[str, Any] | bytes, scope: Scope | None = None) -> T | None:
@@ -82,7 +82,18 @@ class ApiKind(Generic[T]):
                 valid = adapter.validate_python(obj, strict=True)
         except ValidationError as error:
             raise Refusal(wire.reason_of(error)) from None
-        return self.convert(valid, scope or Scope())
+        except RecursionError:
+            raise Refusal("nested too deep") from None
+        return self._read(valid, scope or Scope())
+
+    def _read(self, obj: Any, scope: Scope) -> T | None:
+        """`convert`, with an object that it stumbles over refused: no object is worth the daemon's end."""
+        try:
+            return self.convert(obj, scope)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise Refusal(wire.one_line(f"it can't be read: {type(error).__name__}: {error}")) from error
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Annotated, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from kproxy_ebpf.errors import quoted
 from kproxy_ebpf.kube.addresses import Refusal, ordinary_ips, packed_ip, refused, source_ranges
 from kproxy_ebpf.kube.kinds.common import ApiKind, Scope, no_duplicates, service_name
 from kproxy_ebpf.kube.wire import Metadata, PortNumber, PortNumberOrZero, ProtocolName
@@ -96,7 +97,7 @@ def _cluster_ips(spec: ServiceSpec) -> tuple[bytes, ...]:
     primary = spec.get("clusterIP") or ""
     texts = spec.get("clusterIPs") or [primary]
     if texts[0] != primary:
-        raise refused("spec.clusterIPs[0]", texts[0], f"differs from spec.clusterIP {primary!r:.60}")
+        raise refused("spec.clusterIPs[0]", texts[0], f"differs from spec.clusterIP {quoted(primary)}")
     addresses = ordinary_ips("spec.clusterIPs", texts)
     if len({family_of(address) for address in addresses}) != len(texts):
         raise Refusal("spec.clusterIPs: more than one address of a family")

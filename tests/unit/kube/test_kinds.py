@@ -33,6 +33,8 @@ class Gadget(TypedDict, total=False):
 
 
 def gadget_of(obj: Any, scope: Scope) -> Any:
+    if obj["metadata"]["name"] == "odd":
+        return obj["none"]
     if obj.get("bad"):
         raise Refusal("it is bad")
     return f"{obj['metadata']['name']} as {scope.node_name} sees it"
@@ -111,3 +113,12 @@ async def test_the_manifest_source_watches_a_kind_added_to_the_table(tmp_path):
         if isinstance(each, (Upserted, Refused))
     ]
     assert sorted(plain, key=str) == sorted(EXPECTED[:2], key=str)
+
+
+def test_an_object_that_a_parser_stumbles_over_is_refused():
+    row = kinds.KINDS[NEW]
+    for form in (obj := {"metadata": {"name": "odd"}}), json.dumps(obj).encode():
+        with pytest.raises(Refusal, match="it can't be read: KeyError: 'none'"):
+            row.parse(form)
+    with pytest.raises(Refusal, match="it can't be read: KeyError: 'none'"):
+        row.resource(Scope()).convert(obj)

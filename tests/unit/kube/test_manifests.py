@@ -254,3 +254,14 @@ async def test_a_dangling_link_and_a_fifo_are_left_alone(tmp_path, watch):
     watched = await watch()
     assert watched.services == {"a"}
     assert watched.refused == {}
+
+
+async def test_a_tag_that_lies_costs_its_file_alone(tmp_path, watch):
+    (tmp_path / "a.yaml").write_text(text(service("a")))
+    watched = await watch()
+    (tmp_path / "b.yaml").write_text("kind: !!bool maybe\n")
+    await watched.until(lambda: watched.refused)
+    assert "KeyError" in watched.refused["b.yaml"]
+    (tmp_path / "b.yaml").write_text(text(service("b")))
+    await watched.until(lambda: watched.services == {"a", "b"})
+    assert watched.refused == {}

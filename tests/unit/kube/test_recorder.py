@@ -124,3 +124,12 @@ async def test_an_object_without_namespace_goes_to_default(recorder, bodies):
     await until(lambda: bodies)
     assert bodies[0][1] == "/apis/events.k8s.io/v1/namespaces/default/events"
     assert bodies[0][2]["regarding"] == {"apiVersion": "v1", "kind": "Node", "name": "node1"}
+
+
+async def test_a_credential_that_no_header_may_hold_costs_the_event_alone(recorder, api, bodies, tmp_path):
+    api.kubeconfig(tmp_path, token="first\nsecond")  # noqa: S106
+    recorder[0].record(ABOUT, "Refused", "x")
+    await until(lambda: recorder[0].dropped == 1)
+    api.kubeconfig(tmp_path)
+    recorder[0].record(ABOUT, "Refused", "y")
+    await until(lambda: bodies)

@@ -296,3 +296,42 @@ async def test_a_watch_that_always_ends_at_once_is_not_hammered(api, watch, naps
     api.end_watches()
     await watched.until(lambda: len(api.queries(SERVICES)) == 5 and api.watching(SERVICES))
     assert naps == [0.5, 1, 2]
+
+
+async def test_a_credential_that_no_header_may_hold_is_told_and_tried_again(api, tmp_path, watch):
+    watched = await synced(watch(), api)
+    api.kubeconfig(tmp_path, token="first\nsecond")  # noqa: S106
+    api.end_watches()
+    await watched.until(lambda: watched.reflector.last_error)
+    assert "headers" in watched.reflector.last_error
+    assert set(watched.state) == {"a", "b"}
+    api.kubeconfig(tmp_path, token=TOKEN)
+    await watched.until(lambda: watched.reflector.connected and not watched.reflector.last_error)
+
+
+async def test_an_error_whose_body_is_nested_deeply_is_an_error_like_any_other(api, watch):
+    body = b"[" * 20_000 + b"]" * 20_000
+    api.answers[SERVICES] = [lambda _: web.Response(status=503, body=body)]
+    watched = watch(timing=FAST)
+    await watched.until(lambda: watched.syncs)
+    assert watched.removed == []
+
+
+async def test_whatever_a_parser_stumbles_over_is_an_answer_that_is_of_no_use(api, watch, monkeypatch):
+    watched = await synced(watch(), api)
+    with monkeypatch.context() as patch:
+        patch.setattr("kproxy_ebpf.kube.reflector.batches", lambda *_: [][0])
+        api.put(SERVICES, service("c"))
+        await watched.until(lambda: watched.reflector.last_error)
+        assert watched.reflector.last_error == "IndexError: list index out of range"
+    await watched.until(lambda: api.watching(SERVICES))
+    api.put(SERVICES, service("c"))
+    await watched.until(lambda: "c" in watched.state)
+
+
+async def test_what_the_receiver_raises_is_no_trouble_of_the_server(api, client):
+    def emit(_changes, _complete):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await Reflector(client, SERVICE.resource(Scope()), emit, timing=FAST).run()
