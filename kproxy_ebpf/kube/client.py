@@ -28,6 +28,7 @@ from kproxy_ebpf.errors import ClusterError
 USER_AGENT = f"kproxy-ebpf/{__version__}"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 CONNECT_SECONDS = 10.0
+LOAD_SECONDS = 30.0
 _HEAVY_PACKAGES = ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.client.models")
 
 log = structlog.get_logger(__name__)
@@ -104,7 +105,14 @@ class Client:
         if not force and _signature(self._files) == self._seen:
             return
         async with self._lock:
-            credentials = await self._load()
+            try:
+                async with asyncio.timeout(LOAD_SECONDS):
+                    credentials = await self._load()
+            except TimeoutError:
+                raise ClusterError(
+                    f"the credentials for the API server can't be had within {LOAD_SECONDS:g} s: check the command that"
+                    " the kubeconfig names under exec"
+                ) from None
             self._files = credentials.files
             self._seen = _signature(self._files)
             await self._use(credentials.configuration)

@@ -176,6 +176,6 @@ class EventRecorder:
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events" + (f"/{name}" if name else "")
         response = await self._client.request(method, path, body=body, content_type=content_type)
         try:
-            await raise_for_status(response)
+            await raise_for_status(response, ANSWER_SECONDS)
         finally:
             response.close()

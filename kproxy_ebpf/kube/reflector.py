@@ -53,8 +53,9 @@ class ReadRequests(Protocol):
 @dataclass(frozen=True, slots=True)
 class WatchTiming:
     """All in seconds. `watch`: shortest server-side time-out of a watch, the longest is twice as long. `answer`: until
-    an answer begins. `idle`: longest silence in a watch; the server sends a bookmark a minute, but only after changes.
-    `page`: to read one page of a list. `healthy`: a watch that lived so long was none that failed.
+    an answer begins, and to read the words of an error. `idle`: longest silence in a watch; the server sends a bookmark
+    a minute, but only after changes. `page`: to read one page of a list. `healthy`: a watch that lived so long was none
+    that failed.
     """
 
     watch: float = 300.0
@@ -278,7 +279,7 @@ class Reflector(Generic[T]):
 
     async def _accept(self, response: aiohttp.ClientResponse) -> None:
         with answer_errors():
-            await raise_for_status(response)
+            await raise_for_status(response, self._timing.answer)
             notice_dead_peer(response)
         self.connected, self.last_error = True, ""
 

@@ -4,10 +4,11 @@ dead peer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 
 import aiohttp
@@ -46,11 +47,15 @@ def answer_errors() -> Iterator[None]:
         raise AnswerError(one_line(str(error) if is_told else f"{type(error).__name__}: {error}")) from error
 
 
-async def raise_for_status(response: aiohttp.ClientResponse) -> None:
-    """Raises StatusError, with the words of the server, unless the status is a success."""
-    if not response.ok:
-        body = await response.content.read(MAX_STATUS_BYTES)
-        raise StatusError(response.status, _message_of(body) or str(response.reason))
+async def raise_for_status(response: aiohttp.ClientResponse, seconds: float) -> None:
+    """Raises StatusError unless the status is a success, with the words of the server if they come within `seconds`."""
+    if response.ok:
+        return
+    body = b""
+    with suppress(TimeoutError, aiohttp.ClientError):  # the status says enough
+        async with asyncio.timeout(seconds):
+            body = await response.content.read(MAX_STATUS_BYTES)
+    raise StatusError(response.status, _message_of(body) or str(response.reason))
 
 
 def notice_dead_peer(response: aiohttp.ClientResponse) -> None:

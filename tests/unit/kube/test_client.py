@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -179,3 +180,13 @@ zj0EAwIDSAAwRQIgJhDrdRyitBGWYxVKfLk4/Iw/Jvpbw8ANPGNcrBwTFdQCIQCP
 OhfnMt4LIwFQhSRrdB4gRR2XbrDQzAjnaNsv+6ui6A==
 -----END CERTIFICATE-----
 """
+
+
+async def test_credentials_that_never_come_are_an_error(monkeypatch):
+    async def hang() -> client_module.Credentials:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(client_module, "LOAD_SECONDS", 0.05)
+    with pytest.raises(ClusterError, match=r"can't be had within 0\.05 s"):
+        await Client(hang)._refresh(force=True)

@@ -335,3 +335,21 @@ async def test_what_the_receiver_raises_is_no_trouble_of_the_server(api, client)
 
     with pytest.raises(ZeroDivisionError):
         await Reflector(client, SERVICE.resource(Scope()), emit, timing=FAST).run()
+
+
+async def promise_a_body(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(status=503, headers={"Content-Length": "100"})
+    await response.prepare(request)
+    await asyncio.sleep(60)
+    return response
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_an_error_whose_body_never_comes_is_noticed(api, watch, naps, nap, streaming):
+    api.streaming = streaming
+    timing = WatchTiming(answer=0.2, healthy=0.0)
+    watched = await synced(watch(timing=timing, sleep=nap), api)
+    api.answers[SERVICES] = [promise_a_body]
+    api.end_watches()
+    await watched.until(lambda: naps)
+    await watched.until(lambda: watched.reflector.connected and api.watching(SERVICES) == 1)
