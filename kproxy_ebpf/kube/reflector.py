@@ -138,7 +138,8 @@ class Reflector(Generic[T]):
             self._complete(set())
         ceiling = min(self._timing.backoff_cap, self._timing.backoff_base * 2 ** min(self._failures, 16))
         self._failures += 1
-        await self._sleep(ceiling * self._jitter())
+        wanted = error.retry_after if isinstance(error, StatusError) else 0.0
+        await self._sleep(max(ceiling * self._jitter(), wanted))
 
     def _warn(self, text: str) -> None:
         """Log a new trouble at once and a lasting one now and then."""
@@ -227,14 +228,16 @@ class Reflector(Generic[T]):
 
     def _follow(self, changes: list[Change[T]], bookmark: Bookmark | None) -> None:
         self._apply(changes)
-        self._version = (bookmark.version if bookmark else changes[-1].version) or self._version
-        self._works()
+        version = (bookmark.version if bookmark else changes[-1].version) or self._version
+        if version != self._version:
+            self._version = version
+            self._works()
 
     async def _stream(self, query: list[tuple[str, str]], on_batch: OnBatch[T]) -> None:
         """One watch until it ends: `on_batch` for each piece of the answer that came, cut at bookmarks."""
         seconds = int(self._timing.watch * (1 + self._jitter()))
         common = [("watch", "1"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", str(seconds))]
-        started, delivered = self._clock(), False
+        started, version = self._clock(), self._version
         response = await self._get([*common, *query])
         try:
             if response.status in UNSERVED and not self._version:
@@ -242,7 +245,6 @@ class Reflector(Generic[T]):
             await self._accept(response)
             splitter = LineSplitter()
             while chunk := await self._read(response):
-                delivered = True
                 with answer_errors():
                     decoded = list(batches(self._resource, splitter.feed(chunk)))
                 for changes, mark in decoded:
@@ -252,7 +254,7 @@ class Reflector(Generic[T]):
                         raise StatusError(mark.code, mark.message)
         finally:
             response.close()
-        if not delivered and self._clock() - started < self._timing.healthy:
+        if self._version == version and self._clock() - started < self._timing.healthy:
             raise BrokenStreamError("a watch ended as soon as it began")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:

@@ -17,6 +17,7 @@ from kproxy_ebpf.errors import KproxyError
 from kproxy_ebpf.kube.wire import one_line
 
 MAX_STATUS_BYTES = 64 << 10
+MAX_RETRY_AFTER = 120  # seconds; beyond that we would be blind for longer than a server is overloaded
 
 
 class AnswerError(Exception):
@@ -26,9 +27,11 @@ class AnswerError(Exception):
 class StatusError(AnswerError):
     """The server refused: an HTTP status or an ERROR event."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"the API server answered {code}: {message}")
         self.code = code
+        self.retry_after = retry_after
+        """How many seconds the server wants to be left alone."""
         # the second: the server's data was restored from a backup that is older than what we saw
         self.too_old = code == HTTPStatus.GONE or "Too large resource version" in message
 
@@ -55,7 +58,9 @@ async def raise_for_status(response: aiohttp.ClientResponse, seconds: float) -> 
     with suppress(TimeoutError, aiohttp.ClientError):  # the status says enough
         async with asyncio.timeout(seconds):
             body = await response.content.read(MAX_STATUS_BYTES)
-    raise StatusError(response.status, _message_of(body) or str(response.reason))
+    wait = response.headers.get("Retry-After", "")
+    seconds = min(int(wait[:9]), MAX_RETRY_AFTER) if wait.isascii() and wait.isdigit() else 0
+    raise StatusError(response.status, _message_of(body) or str(response.reason), seconds)
 
 
 def notice_dead_peer(response: aiohttp.ClientResponse) -> None:

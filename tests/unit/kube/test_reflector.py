@@ -353,3 +353,28 @@ async def test_an_error_whose_body_never_comes_is_noticed(api, watch, naps, nap,
     api.end_watches()
     await watched.until(lambda: naps)
     await watched.until(lambda: watched.reflector.connected and api.watching(SERVICES) == 1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\n\n", b'{"type":"ADDED","obj', b'{"type":"BOOKMARK","object":{"metadata":{}}}\n']
+)
+async def test_bytes_that_are_no_progress_are_not_hammered_for(api, watch, naps, nap, content):
+    async def useless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(content)
+        return response
+
+    watched = await synced(watch(sleep=nap, jitter=lambda: 0.5, timing=WatchTiming()), api)
+    api.answers[SERVICES] = [useless] * 3
+    api.end_watches()
+    await watched.until(lambda: len(api.queries(SERVICES)) == 5 and api.watching(SERVICES))
+    assert naps == [0.5, 1, 2]
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7), ("99999999999", 120), ("soon", 0.5), ("-3", 0.5)])
+async def test_a_server_that_wants_to_be_left_alone_is(api, watch, naps, nap, header, seconds):
+    api.answers[SERVICES] = [lambda _: web.Response(status=429, headers={"Retry-After": header})]
+    watched = watch(sleep=nap, jitter=lambda: 0.5, timing=WatchTiming())
+    await watched.until(lambda: watched.syncs)
+    assert naps == [seconds]
