@@ -168,6 +168,7 @@ class Reflector(Generic[T]):
                 if error.code != HTTPStatus.GONE or not more:
                     raise
                 limit, more = 0, ""
+                present.clear()  # the new list is of a newer state
                 continue
             present |= {(change.namespace, change.name) for change in page.changes if change.object is not None}
             self._apply(page.changes)

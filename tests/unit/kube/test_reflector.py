@@ -136,6 +136,22 @@ async def test_an_expired_continue_token_restarts_with_one_whole_list(api, watch
     assert "limit" not in api.queries(SERVICES)[3]
 
 
+async def test_what_vanished_between_the_two_lists_is_gone(api, watch):
+    api.streaming = False
+    for index in range(5):
+        api.put(SERVICES, service(f"s{index}"))
+
+    async def first_page(request: web.Request) -> web.Response:
+        page = api._list(request)
+        api.delete(SERVICES, "default", "a", silently=True)
+        return page
+
+    api.answers[SERVICES] = [api._watch, first_page, gone]
+    watched = await synced(watch(page_size=3), api)
+    assert watched.removed == ["a"]
+    assert set(watched.state) == {"b", *(f"s{index}" for index in range(5))}
+
+
 def _plain(api: FakeApi):
     async def answer(request: web.Request) -> web.Response:
         return api._list(request)
