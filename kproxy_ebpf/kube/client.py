@@ -2,8 +2,9 @@
 that are read again when their files change.
 
 Every request looks at the files first (a few stat calls; requests are rare, since a watch lasts minutes). A new token
-is used by the next request; new CA, client certificate or server also opens new connections and ends the old ones,
-whose watches then resume. A 401 reads everything again, which also runs an exec plugin anew.
+is used by the next request; a new CA, client certificate or server begins a new session. The old one retires: requests
+and watches that have begun with it end by themselves (after ten minutes at most), and then it is closed. A 401 reads
+everything again, which also runs an exec plugin anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import aiohttp
 import structlog
@@ -48,7 +50,8 @@ class Client:
 
     def __init__(self, load: Callable[[], Awaitable[Credentials]]) -> None:
         self._load = load
-        self._api: Any = None
+        self._session: _Session | None = None
+        self._retired: list[_Session] = []
         self._files: tuple[Path, ...] = ()
         self._seen: tuple[object, ...] = ()
         self._endpoint: tuple[object, ...] = ()
@@ -81,29 +84,25 @@ class Client:
 
         Raises aiohttp.ClientError, TimeoutError, OSError, and ClusterError for credentials that became unreadable.
         """
-        await self._refresh()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        response: aiohttp.ClientResponse = await self._api.call_api(
-            path,
-            method,
-            query_params=list(query),
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-            _preload_content=False,
-            _request_timeout=timeout,
-        )
+        session = await self._refresh()
+        response = await session.request(method, path, query, body, content_type)
         if response.status == 401:
-            await self._refresh(force=True)
+            try:
+                await self._refresh(force=True)
+            except BaseException:
+                response.close()
+                raise
         return response
 
     async def aclose(self) -> None:
-        if self._api is not None:
-            await self._api.close()
+        for session in [*self._retired, *([self._session] if self._session else [])]:
+            await session.aclose()
 
-    async def _refresh(self, *, force: bool = False) -> None:
-        if not force and _signature(self._files) == self._seen:
-            return
+    async def _refresh(self, *, force: bool = False) -> _Session:
+        """The session for the next request. Raises ClusterError."""
+        await self._close_idle()
+        if self._session is not None and not force and _signature(self._files) == self._seen:
+            return self._session
         async with self._lock:
             try:
                 async with asyncio.timeout(LOAD_SECONDS):
@@ -113,27 +112,73 @@ class Client:
                     f"the credentials for the API server can't be had within {LOAD_SECONDS:g} s: check the command that"
                     " the kubeconfig names under exec"
                 ) from None
-            self._files = credentials.files
-            self._seen = _signature(self._files)
-            await self._use(credentials.configuration)
+            seen = _signature(credentials.files)
+            session = self._use(credentials.configuration)
+            self._files, self._seen = credentials.files, seen
+            return session
 
-    async def _use(self, configuration: Any) -> None:
+    async def _close_idle(self) -> None:
+        idle = [session for session in self._retired if session.is_idle]
+        self._retired = [session for session in self._retired if session not in idle]
+        for session in idle:
+            await session.aclose()
+
+    def _use(self, configuration: Any) -> _Session:
         token = configuration.api_key.get("BearerToken")
         if token:  # files end in a newline, which no header may hold
             configuration.api_key["BearerToken"] = token.strip()
         endpoint = _endpoint_of(configuration)
-        if self._api is not None and endpoint == self._endpoint:
-            self._api.configuration.api_key = configuration.api_key
-            return
-        previous, self._endpoint = self._api, endpoint
+        if self._session is not None and endpoint == self._endpoint:
+            self._session.api.configuration.api_key = configuration.api_key
+            return self._session
         try:
-            self._api = _library().ApiClient(configuration)
+            session = _Session(configuration)
         except OSError as error:  # ssl.SSLError is one
             raise ClusterError(f"the API server's CA or the client certificate can't be used: {error}") from error
-        self._api.user_agent = USER_AGENT
-        if previous is not None:
+        if self._session is not None:
             log.info("connections to the API server renewed", server=configuration.host)
-            await previous.close()
+            self._retired.append(self._session)
+        self._session, self._endpoint = session, endpoint
+        return session
+
+
+class _Session:
+    """The connections that were made with one set of credentials, the token apart."""
+
+    def __init__(self, configuration: Any) -> None:
+        self.api: Any = _library().ApiClient(configuration)
+        self.api.user_agent = USER_AGENT
+        self._preparing = 0
+        self._responses: WeakSet[aiohttp.ClientResponse] = WeakSet()
+
+    @property
+    def is_idle(self) -> bool:
+        """True while no request is on its way and no answer is being read."""
+        return not self._preparing and all(response.closed for response in self._responses)
+
+    async def request(
+        self, method: str, path: str, query: Query, body: dict[str, Any] | None, content_type: str
+    ) -> aiohttp.ClientResponse:
+        """See Client.request."""
+        self._preparing += 1
+        try:
+            response: aiohttp.ClientResponse = await self.api.call_api(
+                path,
+                method,
+                query_params=list(query),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            )
+            self._responses.add(response)
+            return response
+        finally:
+            self._preparing -= 1
+
+    async def aclose(self) -> None:
+        await self.api.close()
 
 
 def _endpoint_of(configuration: Any) -> tuple[object, ...]:

@@ -38,14 +38,14 @@ async def test_a_token_file_is_read_again_when_it_rotates(api, tmp_path):
     file = tmp_path / "token"
     file.write_text("one\n")
     client = await Client.from_kubeconfig(api.kubeconfig(tmp_path, tokenFile="token"))
-    connection = client._api
+    connection = client._session
     await get(client)
     assert sent(api) == "Bearer one"
     (tmp_path / "next").write_text("two\n")
     (tmp_path / "next").rename(file)
     await get(client)
     assert sent(api) == "Bearer two"
-    assert client._api is connection  # a token alone must not end the watches
+    assert client._session is connection  # a token alone must not end the watches
     await client.aclose()
 
 
@@ -61,16 +61,16 @@ async def test_a_service_account_is_read_and_rotates(api, tmp_path, monkeypatch)
     for name in ("token", "ca.crt"):
         (tmp_path / name).symlink_to(f"..data/{name}")
     client = await Client.in_cluster(tmp_path)
-    connection = client._api
-    client._api.configuration.host = f"http://127.0.0.1:{api.port}"  # the server of the tests has no certificate
+    connection = client._session
+    client._session.api.configuration.host = f"http://127.0.0.1:{api.port}"  # the tests' server has no certificate
     await get(client)
     assert sent(api) == "Bearer of-..v1"
-    assert client._api is connection
+    assert client._session is connection
     (tmp_path / "..next").symlink_to("..v2")
     (tmp_path / "..next").rename(tmp_path / "..data")  # as the kubelet does
     await client._refresh()
-    assert client._api is not connection  # a new CA needs new connections
-    assert client._api.configuration.api_key["BearerToken"] == "Bearer of-..v2"
+    assert client._session is not connection  # a new CA needs new connections
+    assert client._session.api.configuration.api_key["BearerToken"] == "Bearer of-..v2"
     await client.aclose()
 
 
@@ -190,3 +190,40 @@ async def test_credentials_that_never_come_are_an_error(monkeypatch):
     monkeypatch.setattr(client_module, "LOAD_SECONDS", 0.05)
     with pytest.raises(ClusterError, match=r"can't be had within 0\.05 s"):
         await Client(hang)._refresh(force=True)
+
+
+async def test_a_rotation_waits_for_the_requests_that_have_begun(api, tmp_path):
+    other = await FakeApi().start()
+    answered = asyncio.Event()
+
+    async def slow(_request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(_request)
+        await response.write(b"first ")
+        await answered.wait()
+        await response.write(b"last")
+        return response
+
+    async def slower(request: web.Request) -> web.StreamResponse:
+        await answered.wait()
+        return web.Response(text="late")
+
+    api.answers["/api/v1/services"] = [slow, slower]
+    client = await Client.from_kubeconfig(api.kubeconfig(tmp_path))
+    session = client._session
+    reading = await client.request("GET", "/api/v1/services")
+    preparing = asyncio.create_task(client.request("GET", "/api/v1/services"))
+    while len(api.requests) < 2:  # noqa: ASYNC110, the server has no event to wait for
+        await asyncio.sleep(0.005)
+    other.kubeconfig(tmp_path)
+    assert await get(client) == 200
+    assert len(other.requests) == 1
+    assert client._retired == [session]
+    answered.set()
+    assert await reading.text() == "first last"
+    assert await (await preparing).text() == "late"
+    await get(client)
+    assert client._retired == []
+    assert session.api.rest_client.pool_manager.closed
+    await client.aclose()
+    await other.stop()
