@@ -10,7 +10,8 @@ from pathlib import Path
 from kproxy_ebpf.contract.layouts import BackendState, FrontendFlags, Switches
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure
 from kproxy_ebpf.datapath.generations.sources import Constants
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.lab import Node, Pod
 from kproxy_ebpf.linux.bpf import Link
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, TableWrites

@@ -19,8 +19,8 @@ from bench.bare import TCP, VIP, Bare, one_service
 from bench.plan import Plan
 from bench.run import Run, Step
 from kproxy_ebpf.contract.layouts import Direction
-from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.frames import first_packet
+from kproxy_ebpf.datapath.maps.packing import flow_key
 from kproxy_ebpf.lab import Lab
 from kproxy_ebpf.linux.bpf import Program
 from kproxy_ebpf.model.flows import FlowTuple

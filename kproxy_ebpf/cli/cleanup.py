@@ -65,7 +65,7 @@ def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> 
 
 def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], object]) -> int:
     """Translate nothing new, and wait for what is open; return how many connections are left. UDP just moves."""
-    from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+    from kproxy_ebpf.datapath.maps.settings import LiveSettings
 
     if generation is None:
         return 0

@@ -43,7 +43,7 @@ def node_report(bpffs: Path) -> dict[str, Any]:
 
 
 def _datapath(generation: Generation) -> dict[str, Any]:
-    from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy
+    from kproxy_ebpf.datapath.maps.counters import Counters, Occupancy
 
     with closing(Counters(generation)) as counters:
         verdicts = counters.read()

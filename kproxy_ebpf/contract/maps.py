@@ -40,8 +40,8 @@ class Row(NamedTuple):
 
 MAPS = (
     Row("frontends", "FrontendKey", "Frontend", Group.SERVICES, "FRONTENDS_MAX"),
-    Row("slots", "u32", "u32", Group.SERVICES, "SLOTS_MAX"),
     Row("backends", "u32", "Backend", Group.SERVICES, "BACKENDS_MAX"),
+    Row("slots", "u32", "u32", Group.SERVICES, "SLOTS_MAX"),
     Row("source_ranges", "SourceRangeKey", "u32", Group.SERVICES, "SOURCE_RANGES_MAX"),
     Row("led", "u32", "u32", Group.SINGLE, "BACKENDS_MAX"),
     Row("flows", "Tuple", "Flow", Group.FLOWS, "FLOWS_MAX"),

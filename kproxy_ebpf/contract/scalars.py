@@ -1,10 +1,15 @@
-"""What the structures of the contract are made of: addresses as packed bytes, ports in network byte order."""
+"""What keys and values are made of: addresses as packed bytes, ports in network byte order, plain numbers."""
 
 from __future__ import annotations
 
 from ctypes import Array, c_uint8, c_uint16
+from struct import Struct
 
 be16 = c_uint16.__ctype_be__
+
+U32 = Struct("=I")
+
+"""A key or value that is one number: an index, an id, a descriptor."""
 
 Address = type[Array[c_uint8]]
 """The type of an address of one family."""

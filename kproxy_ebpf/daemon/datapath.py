@@ -9,16 +9,17 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.contract.layouts import TIMEOUT_SECONDS, Switches
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.flows import Flows
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
-from kproxy_ebpf.datapath.flows.records import now_seconds
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure
+from kproxy_ebpf.datapath.maps.packing import now_seconds
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.datapath.take_over import take_over
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.kernel import require_kernel
@@ -27,7 +28,8 @@ from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 log = structlog.get_logger(__name__)
 
-UDP_SECONDS = 120  # after that without a datagram no UDP flow is known any more, neither here nor by the host
+# After that without a datagram no UDP flow is known any more, neither here nor by the host.
+UDP_SECONDS = TIMEOUT_SECONDS["UDP_ESTABLISHED"]
 
 
 class Datapath:

@@ -11,7 +11,7 @@ from itertools import islice
 import structlog
 
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import Counters, Occupancy, Ways
+from kproxy_ebpf.datapath.maps.counters import Counters, Occupancy, Ways
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import ServiceName

@@ -20,19 +20,19 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from kproxy_ebpf.contract.layouts import Affinity, Direction, FlowFlags, FrontendFlags, Pod, Verdict
-from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, now_seconds
+from kproxy_ebpf.contract.scalars import U32
+from kproxy_ebpf.datapath.flows.records import flow_record
 from kproxy_ebpf.datapath.frames import Refusal, first_packet, refusal_of, tuple_of
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.arrays import Slots
-from kproxy_ebpf.datapath.maps.packing import codec, unpack_frontend_values
+from kproxy_ebpf.datapath.maps.counters import Counters
+from kproxy_ebpf.datapath.maps.packing import codec, flow_key, now_seconds, unpack_frontend_values
 from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable
-from kproxy_ebpf.datapath.maps.service_tables import Counters
 from kproxy_ebpf.errors import BusyError, UsageError
 from kproxy_ebpf.linux.bpf import TestRun
 from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 
-_U32 = struct.Struct("=I")
 _NEXT = 0xFFFFFFFF  # TC_ACT_UNSPEC
 _SHOT, _REDIRECT = 2, 7
 _FROM_LINK = struct.Struct("=40xI148x")  # struct __sk_buff with its ifindex
@@ -144,10 +144,10 @@ class Tracer:
         return frozenset(ranges.get(frontend.slot_base, ()))
 
     def _backend(self, number: int) -> Backend:
-        return self._codec.unpack_backend(self._backends.lookup(_U32.pack(number)) or bytes(self._codec.backend.size))
+        return self._codec.unpack_backend(self._backends.lookup(U32.pack(number)) or bytes(self._codec.backend.size))
 
     def _affinity_key(self, packet: FlowTuple, frontend: Frontend) -> bytes:
-        return packet.source + _U32.pack(frontend.service_id)
+        return packet.source + U32.pack(frontend.service_id)
 
     def _affine(self, packet: FlowTuple, frontend: Frontend | None) -> Affinity | None:
         if frontend is None or not frontend.affinity_seconds:

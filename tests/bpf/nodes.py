@@ -11,10 +11,10 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from kproxy_ebpf.contract.layouts import Verdict, Way
-from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.counters import Ways
+from kproxy_ebpf.datapath.maps.packing import flow_key
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
-from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.model.flows import FlowTuple
 
 LO = 1  # where test runs come from

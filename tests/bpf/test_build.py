@@ -18,7 +18,8 @@ from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.programs import LISTING_PROGRAMS
 from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
 from kproxy_ebpf.datapath.generations.sources import Constants
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.datapath.sockets.terminate import SocketTerminator
 from kproxy_ebpf.errors import LoadError
 from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites

@@ -8,7 +8,7 @@ from harness import u32
 
 from kproxy_ebpf.contract.layouts import Verdict
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import Counters
+from kproxy_ebpf.datapath.maps.counters import Counters
 
 
 def test_counters_add_up_all_cpus(generation: Generation) -> None:

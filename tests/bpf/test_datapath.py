@@ -18,7 +18,7 @@ from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps import pod_links
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.plan.tables.services import Capacities
 
 LINK = 7

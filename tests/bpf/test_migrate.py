@@ -12,7 +12,8 @@ from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Switches, layouts
 from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
 from kproxy_ebpf.datapath.generations.schema import read_layouts
 from kproxy_ebpf.datapath.generations.sources import Constants
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings, ServiceMaps
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.model.service_tables import Frontend, FrontendKey
 
 

@@ -11,9 +11,10 @@ from packets import BACKEND, BACKEND_B, CLIENT, VIP, VIP_B, Endpoint
 
 from kproxy_ebpf.contract.layouts import SCHEMA_BYTES, Direction, FlowFlags, FlowState, layouts
 from kproxy_ebpf.contract.maps import pinned_name
-from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, flow_value, now_seconds
+from kproxy_ebpf.datapath.flows.records import flow_record, flow_value
 from kproxy_ebpf.datapath.generations.migrate_flows import FlowMigration
 from kproxy_ebpf.datapath.generations.schema import own_layouts, write_layouts
+from kproxy_ebpf.datapath.maps.packing import flow_key, now_seconds
 from kproxy_ebpf.linux.bpf import ARRAY, LRU_HASH, Map
 from kproxy_ebpf.model.flows import FlowRecord, FlowTuple, mirror_of
 

@@ -12,7 +12,8 @@ from harness import u32
 
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, FrontendFlags, layouts
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import Occupancy, ServiceMaps
+from kproxy_ebpf.datapath.maps.counters import Occupancy
+from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableContents, TableWrites
 from kproxy_ebpf.model.services import packed

@@ -6,7 +6,7 @@ from harness import u32
 
 from kproxy_ebpf.contract.layouts import EventsLevel, Settings, Switches
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 
 
 def test_live_settings_are_written_one_by_one(generation: Generation) -> None:

@@ -29,11 +29,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, Verdict, Way
-from kproxy_ebpf.datapath.flows.records import flow_key
 from kproxy_ebpf.datapath.forwarding.cluster_networks import ClusterTable
 from kproxy_ebpf.datapath.forwarding.uplinks import UplinkTable
+from kproxy_ebpf.datapath.maps.counters import Ways
+from kproxy_ebpf.datapath.maps.packing import flow_key
 from kproxy_ebpf.datapath.maps.pod_links import StandingKind
-from kproxy_ebpf.datapath.maps.service_tables import Ways
 from kproxy_ebpf.model.flows import FlowTuple
 
 ROUTER = Host("192.168.7.9", "fd00:7::9")

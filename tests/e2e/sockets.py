@@ -11,7 +11,7 @@ from worlds import TCP_PORT, UDP_PORT
 from kproxy_ebpf.contract.layouts import PEERS_MAX
 from kproxy_ebpf.contract.maps import entries
 from kproxy_ebpf.datapath.generations.generation import current
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.lab.traffic import KINDS, ask, family_of, read_answer
 from kproxy_ebpf.model.services import Protocol
 

@@ -21,7 +21,7 @@ from sockets import (
 )
 from worlds import UDP_PORT, in_worlds
 
-from kproxy_ebpf.datapath.flows.records import now_seconds
+from kproxy_ebpf.datapath.maps.packing import now_seconds
 from kproxy_ebpf.lab.traffic import EchoServer, await_answer
 from kproxy_ebpf.model.services import Protocol
 

@@ -41,17 +41,14 @@ SCHEMA: list[Edit] = [
     (CONTRACT, "ASSERT_SIZE(affinity, 16)", "ASSERT_SIZE(affinity, 20)"),
     (CONTRACT, "struct frontend {\n", "struct frontend {\n\t__u32 upgraded;\n"),
     (CONTRACT, "ASSERT_SIZE(frontend, 20)", "ASSERT_SIZE(frontend, 24)"),
-    ("kproxy_ebpf/datapath/maps/packing.py", 'Struct("=5I")', 'Struct("=4x5I")'),
-    ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=4xIIIIBBxxI"),
+    ("kproxy_ebpf/datapath/flows/records.py", '"backend_id", "epoch"', '"epoch", "backend_id"'),
     ("kproxy_ebpf/datapath/flows/records.py", "backend_id, epoch, seen", "epoch, backend_id, seen"),
     ("kproxy_ebpf/datapath/flows/records.py", "(flow.backend_id, flow.epoch,", "(flow.epoch, flow.backend_id,"),
-    ("kproxy_ebpf/datapath/flows/sweep.py", "xB3x8xI", "xB3x12xI"),
 ]
 
 # A field of a flow in another size: its entries can't be migrated.
 OTHER_SIZE: list[Edit] = [
     (CONTRACT, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
-    ("kproxy_ebpf/datapath/flows/records.py", "=IIIIBBxxI", "=IIIIBxHI"),
 ]
 
 

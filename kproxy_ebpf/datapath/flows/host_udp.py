@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState
 from kproxy_ebpf.contract.maps import FAMILIES
-from kproxy_ebpf.datapath.flows.records import flow_key, flow_record, flow_value, is_live, live_connections, now_seconds
+from kproxy_ebpf.datapath.flows.records import flow_record, flow_value, is_live, live_connections
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import flow_key, now_seconds
 from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.linux.bpf import Map

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from functools import cache
 from struct import Struct
 from typing import NamedTuple
 
-from kproxy_ebpf.contract.layouts import FlowState
-from kproxy_ebpf.contract.scalars import address_bytes
-from kproxy_ebpf.datapath.flows.records import now_seconds
+from kproxy_ebpf.contract.layouts import FlowState, layouts
+from kproxy_ebpf.datapath.flows.records import TIMEOUTS
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import now_seconds, packer
 from kproxy_ebpf.model.services import Protocol
 
 CROWDED_SHARE = 0.5
 ONE_SHOT_SECONDS = 2  # a flow that lived no longer was a request and its response
 
-# Idle seconds after which an entry is over while room is wanted; what is not listed stays for its whole time-out.
+# Idle seconds after which an entry is over while room is wanted: its time-out, or less. TCP that is open stays.
 _IDLE_SECONDS: dict[tuple[int, int], int] = {
+    **{(protocol, state): seconds for (protocol, state), seconds in TIMEOUTS.items() if protocol != Protocol.TCP},
     (Protocol.TCP, FlowState.NEW): 30,
     (Protocol.TCP, FlowState.CLOSED): 10,
-    (Protocol.SCTP, FlowState.NEW): 30,
-    (Protocol.SCTP, FlowState.CLOSED): 10,
-    (Protocol.SCTP, FlowState.ESTABLISHED): 210,
-    (Protocol.UDP, FlowState.NEW): 30,
-    (Protocol.UDP, FlowState.ESTABLISHED): 120,
 }
 _ONE_SHOT_IDLE_SECONDS = 15
 _TIME_WAIT_SECONDS = 60  # a client may still have to answer the end of a closed connection once more
@@ -69,7 +66,7 @@ def sweep(generation: Generation, family: int, share: float = CROWDED_SHARE, uns
     its packets need no look-up.
     """
     with generation.map("flows", family) as flows:
-        size, limit, now, part = flows.info.key_size, flows.info.max_entries, now_seconds(), _part(family)
+        size, limit, now, part = flows.info.key_size, flows.info.max_entries, now_seconds(), _packer(family)
         links: Counter[int] = Counter()
         over: list[tuple[bytes, int]] = []
         crowded = flows.count() >= share * limit
@@ -99,6 +96,7 @@ def forget_all(generation: Generation, family: int) -> int:
         return sum(flows.delete(key) for key, _ in flows.items())
 
 
-def _part(family: int) -> Struct:
-    """Of struct flow: the protocol in `to`, last_seen_seconds, state, created_seconds, ifindex."""
-    return Struct(f"={2 * address_bytes(family) + 4}xB3x8xI4xB3xII")
+@cache
+def _packer(family: int) -> Struct:
+    names = ("to.protocol", "last_seen_seconds", "state", "created_seconds", "ifindex")
+    return packer(layouts(family).Flow, *names)

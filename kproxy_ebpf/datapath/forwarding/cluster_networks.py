@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import islice
-from struct import Struct
 from typing import Self
 
-from kproxy_ebpf.contract.scalars import address_bytes
+from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import codec
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 Places = dict[Network, bool]
 """Networks of one family; False for parts that are not the pods'."""
 
-_PREFIX_BITS = Struct("=I")
-_VALUE = Struct("=I")
 _SOME_VIPS = 64
 
 
@@ -44,19 +42,23 @@ class ClusterTable:
     """The programs' table of one family; as a context manager. Raises OSError where the pin can't be opened."""
 
     def __init__(self, generation: Generation, family: int) -> None:
-        self._map = generation.map("cluster", family)
+        self._map, self._family = generation.map("cluster", family), family
 
     def read(self) -> Places:
-        return {_network(key): bool(_VALUE.unpack(value)[0]) for key, value in self._map.items()}
+        return {self._network(key): bool(U32.unpack(value)[0]) for key, value in self._map.items()}
 
     def write(self, places: Places) -> None:
         """Raises MapFullError."""
         for network, is_pods in places.items():
-            self._map.update(_key(network), _VALUE.pack(is_pods))
+            self._map.update(_key(network), U32.pack(is_pods))
 
     def remove(self, networks: Iterable[Network]) -> None:
         for network in networks:
             self._map.delete(_key(network))
+
+    def _network(self, key: bytes) -> Network:
+        prefix_bits, address = codec(self._family).cluster_key.unpack(key)
+        return ip_network((address, prefix_bits))
 
     def __enter__(self) -> Self:
         return self
@@ -67,14 +69,10 @@ class ClusterTable:
 
 def some_vips(generation: Generation, family: int) -> list[Address]:
     """Some of the frontends' addresses: a few show which networks are the Services'. Raises OSError."""
-    size = address_bytes(family)
+    unpack = codec(family).frontend_key.unpack
     with generation.map("frontends", family) as frontends:
-        return [ip_address(key[:size]) for key, _ in islice(frontends.items(), _SOME_VIPS)]
+        return [ip_address(unpack(key)[0]) for key, _ in islice(frontends.items(), _SOME_VIPS)]
 
 
 def _key(network: Network) -> bytes:
-    return _PREFIX_BITS.pack(network.prefixlen) + network.network_address.packed
-
-
-def _network(key: bytes) -> Network:
-    return ip_network((key[_PREFIX_BITS.size :], _PREFIX_BITS.unpack_from(key)[0]))
+    return codec(network.version).cluster_key.pack(network.prefixlen, network.network_address.packed)

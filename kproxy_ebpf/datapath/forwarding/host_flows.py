@@ -7,17 +7,17 @@ before they recorded are added here from the host's conntrack, and those that co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from struct import Struct
 from typing import NamedTuple
 
-from kproxy_ebpf.datapath.flows.records import flow_key, now_seconds
+from kproxy_ebpf.contract.layouts import HostFlow
 from kproxy_ebpf.datapath.forwarding.cluster_networks import PrefixSet
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import flow_key, now_seconds, packer
 from kproxy_ebpf.datapath.maps.pod_links import PodLinkTable, StandingKind
 from kproxy_ebpf.linux import nf_conntrack
 from kproxy_ebpf.linux.nf_conntrack import Tracked
 
-_VALUE = Struct("=II")  # struct host_flow: ifindex, created_seconds
+_VALUE = packer(HostFlow, "ifindex", "created_seconds")
 _GRACE_SECONDS = 1  # conntrack was read while an entry this young was made
 
 

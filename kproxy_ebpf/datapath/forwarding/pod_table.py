@@ -6,15 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from struct import Struct
 from typing import Self
 
+from kproxy_ebpf.contract.layouts import Pod
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.forwarding.pod_addresses import Port
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.maps.packing import packer
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable
 
-_POD = Struct("=I6sxx")
+_POD = packer(Pod, "ifindex", "mac")
 
 
 class PodTable:

@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import signal
-import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from bcc.libbcc import lib
 from kproxy_ebpf.contract.layouts import ProgramIndex
 from kproxy_ebpf.contract.maps import FAMILY_MAPS, FORWARDING_TABLES, SERVICE_TABLES, SHARED_MAPS, pinned_name
 from kproxy_ebpf.contract.programs import LISTING_PROGRAMS, PROGRAMS, SOCKET_PROGRAMS
+from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations.schema import own_layouts, read_layouts, write_layouts
 from kproxy_ebpf.linux.bpf import Map, MapInfo, Program
 from kproxy_ebpf.linux.kernel import lists_sockets
@@ -95,7 +95,7 @@ def _load(module: Any, folder: Path, family: int, tail_calls: Path) -> None:
         program.pin(folder / pinned_name(name, family))
     with Map.open(tail_calls) as prog_array:
         for index in ProgramIndex:
-            prog_array.update(struct.pack("=I", index), struct.pack("=I", programs[index.name.lower()].fd))
+            prog_array.update(U32.pack(index), U32.pack(programs[index.name.lower()].fd))
 
 
 def _loaded(module: Any, name: str, type_: int, **options: Any) -> Program:

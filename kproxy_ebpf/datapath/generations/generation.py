@@ -12,7 +12,6 @@ datapath/take_over.py tells how one generation follows another.
 from __future__ import annotations
 
 import shutil
-import struct
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import structlog
 
-from kproxy_ebpf.contract.layouts import PredecessorIndex
+from kproxy_ebpf.contract.layouts import TIMEOUT_SECONDS, PredecessorIndex
 from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, pinned_name
 from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS
+from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations import bpffs
 from kproxy_ebpf.datapath.generations.build import build
 from kproxy_ebpf.datapath.generations.migrate import (
@@ -38,7 +38,7 @@ from kproxy_ebpf.linux.bpf import Map, Program
 
 log = structlog.get_logger(__name__)
 
-KEPT_SECONDS = 432_000
+KEPT_SECONDS = max(TIMEOUT_SECONDS.values())
 """How long programs whose flows can't be copied go on serving them: the longest time-out of a flow."""
 
 _CURRENT = "current"
@@ -153,13 +153,13 @@ class Generation:
         """Let these programs, as far as they are pinned, have the packets of no known flow; with None nobody."""
         present = _names(generation.path / "programs") if generation is not None and generation._serves else set()
         for family, slot in product(FAMILIES, PredecessorIndex):
-            index, name = struct.pack("=I", slot), slot.name.lower()
+            index, name = U32.pack(slot), slot.name.lower()
             with self.map("predecessor", family) as predecessor:
                 if generation is None or pinned_name(name, family) not in present:
                     predecessor.delete(index)
                     continue
                 with generation.program(name, family) as program:
-                    predecessor.update(index, struct.pack("=I", program.fd))
+                    predecessor.update(index, U32.pack(program.fd))
 
 
 def current(bpffs_folder: Path) -> Generation | None:

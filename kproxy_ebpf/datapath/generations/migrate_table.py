@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from kproxy_ebpf.contract.maps import pinned_name
+from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations.schema import Conversion, own_layouts, read_layouts
 from kproxy_ebpf.linux.bpf import ARRAY, LRU_HASH, NO_EXIST, Map
 
-_INDEX = struct.Struct("=I")
 _PASSES = 2  # the second copies what entries have learned between their reading and their writing in the first
 
 
@@ -106,7 +105,7 @@ class TableMigration:
         """An array's elements from index `begin` up to `end`."""
         key_size, value_size = self._old.info.key_size, self._old.info.value_size
         for keys, values in self._old.chunks():
-            first = _INDEX.unpack_from(keys)[0] if keys else end
+            first = U32.unpack_from(keys)[0] if keys else end
             start, stop = max(begin - first, 0), max(end - first, 0)
             yield keys[start * key_size : stop * key_size], values[start * value_size : stop * value_size]
 

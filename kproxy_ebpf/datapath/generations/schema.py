@@ -9,13 +9,13 @@ field name, so a name never changes its meaning.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from ctypes import Structure, sizeof
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kproxy_ebpf.contract.fields import fields_of
 from kproxy_ebpf.contract.layouts import SCHEMA_BYTES
 from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, entries, pinned_name
 from kproxy_ebpf.linux.bpf import Map
@@ -24,7 +24,6 @@ Fields = dict[str, tuple[int, int]]
 """Offset and size in bytes, by name."""
 
 _FIRST = bytes(4)
-_PADDING = "pad"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +86,9 @@ class Conversion:
 
 
 def _fields(type_: Any) -> Fields:
-    return dict(_walk(type_, "", 0)) if issubclass(type_, Structure) else {"": (0, sizeof(type_))}
-
-
-def _walk(structure: Any, prefix: str, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, type_, *_ in structure._fields_:
-        offset = base + getattr(structure, name).offset
-        if issubclass(type_, Structure):
-            yield from _walk(type_, f"{prefix}{name}.", offset)
-        elif name != _PADDING:
-            yield prefix + name, (offset, sizeof(type_))
+    if not issubclass(type_, Structure):
+        return {"": (0, sizeof(type_))}
+    return {field.name: (field.offset, sizeof(field.type)) for field in fields_of(type_)}
 
 
 def _read(fields: dict[str, list[int]]) -> Fields:

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from kproxy_ebpf.contract.layouts import layouts
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.linux.bpf import Map
 
@@ -64,7 +65,13 @@ class Slots(MappedArray):
 
 
 class Backends(MappedArray):
-    """Packed `struct backend` by backend id. The word behind the address holds port, state and flags."""
+    """Packed `struct backend` of one family by backend id. The word behind the address holds port, state and flags."""
+
+    def __init__(self, map_: Map, family: int) -> None:
+        super().__init__(map_)
+        layout = layouts(family).Backend
+        self._state_at = layout.state.offset
+        self._state_word, self._epoch_word = layout.port_be.offset // _WORD, layout.epoch.offset // _WORD
 
     def write(self, entries: dict[int, bytes]) -> None:
         """Write whole elements so that a program never sees a usable backend with another's address.
@@ -74,16 +81,14 @@ class Backends(MappedArray):
         """
         for index in entries:
             self.check(index)
-        length = self.map.info.value_size // _WORD
-        state = length - 3  # address…, port|state|flags, epoch, service_id
+        state, epoch = self._state_word, self._epoch_word
         with self.words() as words:
             for index, value in entries.items():
                 base = index * self.stride // _WORD
                 new = memoryview(value).cast("I")
                 if words[base : base + state] != new[:state]:
                     words[base + state] = 0  # BACKEND_FREE while the address changes
-                words[base + state + 1] = new[state + 1]
-                words[base + state + 2] = new[state + 2]
+                words[base + epoch : base + len(new)] = new[epoch:]
                 words[base : base + state] = new[:state]
                 words[base + state] = new[state]
 
@@ -91,10 +96,9 @@ class Backends(MappedArray):
         """Change state and flags, {id: (state, flags)}, in one write each."""
         for index in states:
             self.check(index)
-        offset = self.map.info.value_size - 3 * _WORD + 2
         with self.words() as words, words.cast("B") as octets, octets.cast("H") as halves:
             for index, pair in states.items():
-                halves[(index * self.stride + offset) // 2] = int.from_bytes(bytes(pair), sys.byteorder)
+                halves[(index * self.stride + self._state_at) // 2] = int.from_bytes(bytes(pair), sys.byteorder)
 
     def read(self) -> Iterator[tuple[int, bytes]]:
         """(id, packed element) of every element that is not all zero."""
@@ -109,7 +113,7 @@ class Backends(MappedArray):
 
     def count(self) -> int:
         """How many backends are not FREE."""
-        state, stride = self.map.info.value_size - 3 * _WORD + 2, self.stride
+        state, stride = self._state_at, self.stride
         return sum(len(chunk[state::stride]) - chunk[state::stride].count(0) for _, chunk in self._chunks())
 
     def _chunks(self) -> Iterator[tuple[int, bytes]]:

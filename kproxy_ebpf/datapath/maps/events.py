@@ -13,7 +13,7 @@ from typing import Self
 from kproxy_ebpf.contract.layouts import Direction, Event, EventsLevel, Verdict
 from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.service_tables import LiveSettings
+from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.linux.libbpf import SAMPLE_CALLBACK, call, library
 
 _BACKLOG = 65536

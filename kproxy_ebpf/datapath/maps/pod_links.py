@@ -14,7 +14,6 @@ makes comparing and writing one step.
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +22,9 @@ from typing import NamedTuple, Self
 
 from kproxy_ebpf.contract.layouts import layouts
 from kproxy_ebpf.contract.maps import FAMILIES
-from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.arrays import MappedArray
+from kproxy_ebpf.datapath.maps.packing import packer
 from kproxy_ebpf.linux.kernel import wait_for_packets_under_way
 
 _WORD = 4
@@ -75,10 +74,11 @@ class PodLinkTable:
         self._array = MappedArray(generation.map("pod_links", family))
         self._places = self._array.map.info.max_entries
         self._step = self._array.stride // _WORD
-        layout, size = layouts(family).PodLink, address_bytes(family)
+        layout = layouts(family).PodLink
         self._standings = {kind: getattr(layout, kind).offset // _WORD for kind in StandingKind}
-        self._facts = struct.Struct(f"={size}s6sxxI")
-        self._facts_at = layout.pod.offset // _WORD
+        self._facts = packer(layout, "bridge", "pod", "router_mac", "netns_id")
+        self._words = self._facts.size // _WORD
+        self._bridge, self._pod = layout.bridge.offset // _WORD, layout.pod.offset // _WORD
 
     def links(self) -> dict[int, LinkFacts]:
         """All links that have an element."""
@@ -152,17 +152,15 @@ class PodLinkTable:
         words[at] = (words[at] - 1) % _WRAP  # it is never more than `made + 1`: now less, whatever is made meanwhile
 
     def _read(self, words: memoryview, base: int) -> LinkFacts:
-        at = base + self._facts_at
-        pod, mac, netns_id = self._facts.unpack(words[at : at + self._facts.size // _WORD].tobytes())
-        return LinkFacts(pod if any(pod) else b"", words[base + 1], mac, netns_id)
+        bridge, pod, mac, netns_id = self._facts.unpack(words[base : base + self._words].tobytes())
+        return LinkFacts(pod if any(pod) else b"", bridge, mac, netns_id)
 
     def _write(self, words: memoryview, base: int, ifindex: int, facts: LinkFacts) -> None:
         for kind in StandingKind:
             self._unsettle(words, base, kind)
-        words[base + 1] = facts.bridge
-        at = base + self._facts_at
-        packed = memoryview(self._facts.pack(facts.pod, facts.router_mac, facts.netns_id)).cast("I")
-        words[at : at + len(packed)] = packed
+        packed = memoryview(self._facts.pack(facts.bridge, facts.pod, facts.router_mac, facts.netns_id)).cast("I")
+        words[base + self._bridge] = packed[self._bridge]
+        words[base + self._pod : base + self._words] = packed[self._pod :]
         words[base] = ifindex
 
 

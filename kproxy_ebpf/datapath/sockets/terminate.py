@@ -12,21 +12,20 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from struct import Struct
 from typing import NamedTuple
 
-from kproxy_ebpf.contract.layouts import BackendState
+from kproxy_ebpf.contract.layouts import BackendState, ListedSocket
 from kproxy_ebpf.contract.programs import LISTING_PROGRAMS
+from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.packing import codec
+from kproxy_ebpf.datapath.maps.packing import codec, packer
 from kproxy_ebpf.linux import libbpf
 from kproxy_ebpf.linux.bpf import Descriptor
 from kproxy_ebpf.linux.netns import NamespaceGoneError, entered, other_namespaces
 from kproxy_ebpf.linux.sock_diag import TARGETS_MAX, FoundSocket, SockDiag, Target
 from kproxy_ebpf.model.service_tables import Backend
 
-_U32 = Struct("=I")
-_LISTED = Struct("=QII")  # struct listed_socket
+_LISTED = packer(ListedSocket, "cookie", "backend_id", "epoch")
 _READ_BYTES = 1 << 16
 _TRACE_ITER = 28  # enum bpf_attach_type
 _ENDING = {
@@ -93,7 +92,7 @@ class SocketTerminator:
         for backend_id, epoch in led:
             backend = self._backend(backend_id)
             if backend is not None and backend.epoch == epoch:
-                self._led.update(_U32.pack(backend_id), _led_in(epoch))
+                self._led.update(U32.pack(backend_id), _led_in(epoch))
 
     def close(self) -> None:
         for descriptor in (self._backends, self._led, *self._listings):
@@ -102,7 +101,7 @@ class SocketTerminator:
     def _was_led_to(self, backend_id: int) -> bool:
         """True if a socket has been led to this backend, even if that socket has ended since."""
         backend = self._backend(backend_id)
-        return backend is not None and self._led.lookup(_U32.pack(backend_id)) == _led_in(backend.epoch)
+        return backend is not None and self._led.lookup(U32.pack(backend_id)) == _led_in(backend.epoch)
 
     def _listed(self, namespace: Path) -> Iterator[tuple[int, int, int]]:
         """(cookie, backend id, epoch) of each socket in `connections` that lives in a network namespace."""
@@ -127,7 +126,7 @@ class SocketTerminator:
         return Lost(BackendState(backend.state), (backend.address, backend.port))
 
     def _backend(self, backend_id: int) -> Backend | None:
-        row = self._backends.lookup(_U32.pack(backend_id))
+        row = self._backends.lookup(U32.pack(backend_id))
         return codec(self._family).unpack_backend(row) if row else None
 
     def _targets(self, backend_ids: Collection[int]) -> list[Target]:
@@ -167,7 +166,7 @@ class SocketTerminator:
 
 def _led_in(epoch: int) -> bytes:
     """The value in `led` for a backend to which sockets were led in this epoch."""
-    return _U32.pack((epoch + 1) & 0xFFFFFFFF)
+    return U32.pack((epoch + 1) & 0xFFFFFFFF)
 
 
 def _iterator(generation: Generation, name: str, family: int) -> Descriptor:

@@ -9,12 +9,10 @@ from unittest.mock import Mock
 import pytest
 
 from kproxy_ebpf.config import SettingsKeeper, parse_settings
-from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState, Switches
+from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon import modes
 from kproxy_ebpf.daemon.modes import ModeSwitch, switches_of
-from kproxy_ebpf.datapath.flows.records import is_live
 from kproxy_ebpf.errors import NodeError
-from kproxy_ebpf.model.flows import FlowRecord, FlowTuple
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 
@@ -192,26 +190,6 @@ async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
     datapath.pins = False
     with pytest.raises(NodeError, match="missing"):
         await subject.guard(0.01)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "state", "idle", "alive"),
-    [
-        (6, FlowState.ESTABLISHED, 400_000, True),
-        (6, FlowState.ESTABLISHED, 500_000, False),
-        (6, FlowState.CLOSED, 0, False),
-        (6, FlowState.CLOSING, 3_700, False),
-        (6, FlowState.NEW, 300, False),
-        (132, FlowState.ESTABLISHED, 100, True),
-        (132, FlowState.ESTABLISHED, 300, False),
-        (17, FlowState.ESTABLISHED, 100, True),
-        (17, FlowState.ESTABLISHED, 300, False),
-    ],
-)
-def test_a_flow_lives_until_its_time_out(protocol: int, state: FlowState, idle: int, alive: bool) -> None:
-    way = FlowTuple(b"\1\1\1\1", 1, b"\2\2\2\2", 2, protocol, Direction.FROM_POD)
-    flow = FlowRecord(4, way, way, state, FlowFlags(0), 1, 1, 1, idle_seconds=idle, age_seconds=idle, ifindex=1)
-    assert is_live(flow) is alive
 
 
 async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs() -> None:

@@ -1,14 +1,19 @@
-"""The struct formats say what the ctypes layouts say."""
+"""What is packed and unpacked stands where the ctypes layouts have it."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy_ebpf.contract.layouts import layouts
+from kproxy_ebpf.contract.fields import fields_of
+from kproxy_ebpf.contract.layouts import Direction, Event, Settings, layouts
 from kproxy_ebpf.contract.scalars import address_bytes
-from kproxy_ebpf.datapath.maps.packing import codec
+from kproxy_ebpf.datapath.maps.packing import codec, flow_key, flow_tuple, packer
+from kproxy_ebpf.model.flows import FlowTuple
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey
 
 U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
@@ -60,3 +65,36 @@ def test_many_at_once() -> None:
 def test_what_is_no_port_is_refused() -> None:
     with pytest.raises(OverflowError):
         codec(4).pack_frontend_keys([FrontendKey(bytes(4), 65536, 6)])
+
+
+@given(family=FAMILIES, data=st.data())
+def test_flow_keys(family: int, data: st.DataObject) -> None:
+    ends = data.draw(st.tuples(address(family), U16, address(family), U16))
+    key = FlowTuple(*ends, data.draw(U8), data.draw(st.sampled_from(Direction)))
+    packed = flow_key(family, key)
+    twin = layouts(family).Tuple.from_buffer_copy(packed)
+    assert (bytes(twin.source), twin.source_port_be, bytes(twin.destination), twin.destination_port_be) == ends
+    assert (twin.protocol, twin.direction, twin.pad) == (key.protocol, key.direction, 0)
+    assert flow_tuple(*codec(family).flow_key.unpack(packed)) == key
+
+
+@given(family=FAMILIES, data=st.data())
+def test_any_fields_of_a_layout(family: int, data: st.DataObject) -> None:
+    layout = data.draw(st.sampled_from([layouts(family).Flow, layouts(family).PodLink, Event, Settings]))
+    element = data.draw(st.binary(min_size=ctypes.sizeof(layout), max_size=ctypes.sizeof(layout)))
+    fields = [field for field in fields_of(layout) if data.draw(st.booleans())]
+    values = packer(layout, *(field.name for field in fields)).unpack(element)
+    for field, value in zip(fields, values, strict=True):
+        raw = element[field.offset : field.offset + ctypes.sizeof(field.type)]
+        assert value == (raw if isinstance(value, bytes) else int.from_bytes(raw, sys.byteorder)), field.name
+
+
+def test_what_is_not_named_is_zero() -> None:
+    assert packer(Settings, "switches").pack(7) == bytes(Settings(switches=7))
+    assert packer(Settings).pack() == bytes(ctypes.sizeof(Settings))
+
+
+@pytest.mark.parametrize("names", [("epoch", "backend_id"), ("state", "state"), ("pad",), ("other",), ("to",)])
+def test_fields_that_are_not_there_or_not_in_order(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=names[-1]):
+        packer(layouts(4).Flow, *names)
