@@ -87,7 +87,7 @@ def _copy_missing(old: Path, new: Path, name: str, family: int) -> bool:
 
 
 def _tell(old: Path, table: str, reason: NotMigratedError) -> None:
-    log.warning("a table is not copied over", table=table, generation=old.name, reason=str(reason))
+    log.warning("a table is not carried over", table=table, generation=old.name, reason=str(reason))
 
 
 def _id(generation: Path, family: int) -> int:
