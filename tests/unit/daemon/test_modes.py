@@ -72,12 +72,12 @@ def datapath() -> FakeDatapath:
     return FakeDatapath()
 
 
-def pods_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[ModeSwitch, SettingsKeeper]:
+def switch_with(mode: str, datapath: FakeDatapath, health: Health | None = None) -> tuple[ModeSwitch, SettingsKeeper]:
     keeper = SettingsKeeper(parse_settings({"mode": mode, "pod-interfaces": "veth*"}))
-    pods = ModeSwitch(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
-    pods.links.reconsider = pods.links.ready.set  # type: ignore[method-assign]  # there are no links
-    pods.links.reconsider()
-    return pods, keeper
+    switch = ModeSwitch(datapath, keeper, Metrics(), health or Health(60), lambda: None)  # type: ignore[arg-type]
+    switch.links.reconsider = switch.links.ready.set  # type: ignore[method-assign]  # there are no links
+    switch.links.reconsider()
+    return switch, keeper
 
 
 async def test_a_kernel_that_can_not_redirect_is_told_of(
@@ -85,7 +85,7 @@ async def test_a_kernel_that_can_not_redirect_is_told_of(
 ) -> None:
     monkeypatch.setattr(modes, "redirects", lambda: False)
     health = Health(60)
-    made, keeper = pods_with("tc", datapath, health)
+    made, keeper = switch_with("tc", datapath, health)
     keeper.offer(lambda: {"mode": "tc", "forwarding": "redirect"})
     following = asyncio.create_task(made.follow())
     async with asyncio.timeout(5):
@@ -95,14 +95,14 @@ async def test_a_kernel_that_can_not_redirect_is_told_of(
     assert "redirect" in health.problems
 
 
-async def admitted_becomes(wanted: bool, pods: ModeSwitch) -> None:
+async def admitted_becomes(wanted: bool, switch: ModeSwitch) -> None:
     async with asyncio.timeout(5):
-        while pods.admits("vethx") is not wanted:  # noqa: ASYNC110 - drain has no event to wait for
+        while switch.admits("vethx") is not wanted:  # noqa: ASYNC110 - drain has no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def while_draining(pods: ModeSwitch, scenario: Callable[[], Any]) -> None:
-    draining = asyncio.create_task(pods.follow())
+async def while_draining(switch: ModeSwitch, scenario: Callable[[], Any]) -> None:
+    draining = asyncio.create_task(switch.follow())
     try:
         await scenario()
     finally:
@@ -111,14 +111,14 @@ async def while_draining(pods: ModeSwitch, scenario: Callable[[], Any]) -> None:
 
 
 def test_pods_links_are_admitted_by_name(datapath: FakeDatapath) -> None:
-    on, _ = pods_with("tc", datapath)
+    on, _ = switch_with("tc", datapath)
     assert on.admits("vethx")
     assert not on.admits("eth0")
 
 
 def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: FakeDatapath) -> None:
     datapath.flows.live = False
-    off, _ = pods_with("off", datapath)
+    off, _ = switch_with("off", datapath)
     assert not off.admits("vethx")
 
 
@@ -132,7 +132,7 @@ def test_mode_off_at_the_start_attaches_nothing_where_no_flow_lives(datapath: Fa
     ],
 )
 async def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str, switches: Switches) -> None:
-    subject, _ = pods_with(mode, datapath)
+    subject, _ = switch_with(mode, datapath)
     await while_draining(subject, subject.switched.wait)
     assert datapath.switches == switches
     assert datapath.sockets.is_attached == bool(switches & Switches.SOCKET)
@@ -142,7 +142,7 @@ async def test_each_mode_switches_its_programs(datapath: FakeDatapath, mode: str
 async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: FakeDatapath, mode: str) -> None:
     datapath.sockets.problem = "no socket fast path"
     health = Health(60)
-    subject, _ = pods_with(mode, datapath, health)
+    subject, _ = switch_with(mode, datapath, health)
     await while_draining(subject, subject.switched.wait)
     assert datapath.switches == Switches.TC
     assert health.problems["sockets"] == "no socket fast path"
@@ -151,7 +151,7 @@ async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: Fak
 
 def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:
     datapath.flows.live = False
-    subject, _ = pods_with("socket", datapath)
+    subject, _ = switch_with("socket", datapath)
     assert not subject.admits("vethx")
 
 
@@ -159,7 +159,7 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
     datapath: FakeDatapath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modes, "DRAIN_SECONDS", 0.01)
-    subject, keeper = pods_with("hybrid", datapath)
+    subject, keeper = switch_with("hybrid", datapath)
 
     async def scenario() -> None:
         keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
@@ -179,14 +179,14 @@ async def test_mode_off_keeps_programs_until_the_last_flow_ends(
 
 
 async def test_other_patterns_hold_at_once(datapath: FakeDatapath) -> None:
-    subject, keeper = pods_with("tc", datapath)
+    subject, keeper = switch_with("tc", datapath)
     keeper.offer(lambda: {"mode": "tc", "pod-interfaces": "cali*"})
     assert subject.admits("calix")
     assert not subject.admits("vethx")
 
 
 async def test_missing_pins_end_the_daemon(datapath: FakeDatapath) -> None:
-    subject, _ = pods_with("tc", datapath)
+    subject, _ = switch_with("tc", datapath)
     datapath.pins = False
     with pytest.raises(NodeError, match="missing"):
         await subject.guard(0.01)
@@ -202,7 +202,7 @@ async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs
 
     datapath = FakeDatapath()
     datapath.flows.has_live = counts_slowly  # type: ignore[method-assign]
-    subject, keeper = pods_with("hybrid", datapath)
+    subject, keeper = switch_with("hybrid", datapath)
     keeper.offer(lambda: {"mode": "off", "pod-interfaces": "veth*"})
 
     async def scenario() -> None:
@@ -216,7 +216,7 @@ async def test_a_mode_that_comes_back_while_flows_are_counted_keeps_the_programs
 
 
 async def test_udp_of_the_host_is_taken_over_before_any_is_balanced(datapath: FakeDatapath) -> None:
-    subject, keeper = pods_with("off", datapath)
+    subject, keeper = switch_with("off", datapath)
 
     async def scenario() -> None:
         await subject.switched.wait()
@@ -249,7 +249,7 @@ async def test_connections_are_looked_up_once_packets_are_redirected(
 ) -> None:
     """Settings alone are too early: connections that begin before the switch is turned on are not recorded."""
     monkeypatch.setattr(modes, "redirects", lambda: True)
-    subject, keeper = pods_with("off", datapath)
+    subject, keeper = switch_with("off", datapath)
     looks: list[bool] = []
     monkeypatch.setattr(subject.forwarding, "wake", lambda: looks.append(subject.forwarding._is_on()))
 
