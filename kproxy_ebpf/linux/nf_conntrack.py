@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kproxy_ebpf.contract.layouts import Direction
-from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.linux.netlink import ATTRIBUTE, KIND_MASK, SOCKET_FAMILIES, Netlink, attributes
 from kproxy_ebpf.model.flows import FlowTuple
 
@@ -19,6 +17,7 @@ _NETLINK_NETFILTER = 12
 _GET_CONNTRACK = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
 _GENERIC = struct.Struct("=BBH")  # struct nfgenmsg
 _ORIGINAL, _REPLY = 1, 2  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
+_ADDRESS_BYTES = {4: 4, 6: 16}
 _PRESENT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
@@ -59,7 +58,7 @@ class _TupleLayout:
     """How ctnetlink writes a tuple with ports: addresses, then protocol and ports, each of a fixed size."""
 
     def __init__(self, family: int) -> None:
-        size = address_bytes(family)
+        size = _ADDRESS_BYTES[family]
         addresses = f"4x 4x{size}s 4x{size}s"  # CTA_TUPLE_IP: source, destination
         self._whole = struct.Struct(f"={addresses} 4x 4xB3x 4x2s2x 4x2s2x".replace(" ", ""))
         source, destination = {4: (1, 2), 6: (3, 4)}[family]
@@ -74,4 +73,4 @@ class _TupleLayout:
             return None
         source, destination, protocol, source_port, destination_port = self._whole.unpack_from(view)
         ports = int.from_bytes(source_port, "big"), int.from_bytes(destination_port, "big")
-        return FlowTuple(source, ports[0], destination, ports[1], protocol, Direction.FROM_POD)
+        return FlowTuple(source, ports[0], destination, ports[1], protocol)

@@ -9,14 +9,14 @@ from kproxy_ebpf.contract.layouts import Direction, FlowFlags, FlowState
 
 @dataclass(frozen=True, slots=True)
 class FlowTuple:
-    """Addresses are packed, ports plain."""
+    """Addresses are packed, ports plain. `direction`: the hook that looks it up, the pods' own packets by default."""
 
     source: bytes
     source_port: int
     destination: bytes
     destination_port: int
     protocol: int
-    direction: Direction
+    direction: Direction = Direction.FROM_POD
 
     def reversed(self) -> FlowTuple:
         """The opposite way, at the same hook."""
