@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, inet_pton
+from typing import Any
 
 from kproxy_ebpf.errors import quoted
 from kproxy_ebpf.kube.wire import one_line
 from kproxy_ebpf.model.services import SourceRange, source_range
 
+_V4_WITH_ZEROS = re.compile(r"[0-9]+(\.[0-9]+){3}(/[0-9]+)?")
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Refusal(ValueError):  # noqa: N818 (the project's word for it)
     """An object can't be read. The message is one line that names the field and the value."""
+
+
+class PartialRefusal(Refusal):
+    """Some of an object can't be read. `rest` is the object without it, and counts."""
+
+    def __init__(self, reason: str, rest: Any) -> None:
+        super().__init__(reason)
+        self.rest = rest
 
 
 def refused(where: str, value: object, why: str) -> Refusal:
@@ -23,12 +35,19 @@ def refused(where: str, value: object, why: str) -> Refusal:
 def packed_ip(where: str, text: str) -> bytes:
     """A packed address. IPv4 written as IPv6 (::ffff:10.0.0.1) is refused: Go and C disagree about its family."""
     try:
-        address = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+        address = inet_pton(AF_INET6 if ":" in text else AF_INET, without_zeros(text))
     except (OSError, ValueError):
         raise refused(where, text, "is not an IP address") from None
     if address.startswith(_V4_MAPPED) and len(address) == 16:
         raise refused(where, text, "is an IPv4 address in IPv6 form")
     return address
+
+
+def without_zeros(text: str) -> str:
+    """An IPv4 address (or range) without leading zeros, which older clusters admit. All digits are decimal, as in
+    kube-proxy (ParseIPSloppy), and never octal, as in C. Any other text is given back as it is.
+    """
+    return _LEADING_ZEROS.sub("", text) if _V4_WITH_ZEROS.fullmatch(text) else text
 
 
 def is_special(address: bytes) -> bool:
@@ -64,7 +83,7 @@ def source_ranges(texts: Sequence[str]) -> tuple[SourceRange, ...]:
         try:
             if not slash or not (bits.isascii() and bits.isdigit()):
                 raise refused(where, text, "is not a CIDR")
-            ranges.append(source_range(text))
+            ranges.append(source_range(without_zeros(text.strip())))
         except Refusal:
             raise
         except ValueError:

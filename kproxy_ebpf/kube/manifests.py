@@ -32,6 +32,9 @@ RESCAN_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 Key = tuple[Kind, str, str]
+Told = tuple[Upserted | Refused, ...]
+"""What is told of one object: the object, or why it is refused, or both where only some of it is."""
+
 T = TypeVar("T")
 
 
@@ -52,7 +55,7 @@ class ManifestSource:
         self.last_error = ""
         self._folder, self._scope = folder, scope
         self._files: dict[str, ReadFile] = {}
-        self._told: dict[Key, Upserted | Refused] = {}
+        self._told: dict[Key, Told] = {}
 
     async def run(self, emit: Callable[[Sequence[Event]], None]) -> NoReturn:
         """Emit until cancelled; see ClusterSource. Raises ClusterError when there is no such folder at the start."""
@@ -90,8 +93,8 @@ class ManifestSource:
         while not quiet:
             self._files, quiet = await asyncio.to_thread(scan, self._folder, self._files, quiet_seconds)
             wanted = self._events()
-            removed = [Removed(event.ref) for key, event in self._told.items() if key not in wanted]
-            changed = [event for key, event in wanted.items() if self._told.get(key) != event]
+            removed = [Removed(events[0].ref) for key, events in self._told.items() if key not in wanted]
+            changed = [event for key, events in wanted.items() if self._told.get(key) != events for event in events]
             self._told = wanted
             if removed or changed:
                 emit([*removed, *changed])
@@ -104,48 +107,48 @@ class ManifestSource:
             log.warning("the manifests can't be watched: what was read stays in force", error=text)
         self.connected, self.last_error = False, text
 
-    def _events(self) -> dict[Key, Upserted | Refused]:
+    def _events(self) -> dict[Key, Told]:
         """What the files say, by object."""
-        events: dict[Key, Upserted | Refused] = {}
+        events: dict[Key, Told] = {}
         owners: dict[Key, str] = {}
-        for event in self._read_events(owners):
-            events[event.ref.kind, event.ref.namespace, event.ref.name] = event
+        for told in self._read_events(owners):
+            ref = told[0].ref
+            events[ref.kind, ref.namespace, ref.name] = told
         node = ObjectRef(Kind.NODE, "", self._scope.node_name)
-        events.setdefault((node.kind, node.namespace, node.name), Upserted(node, Node(node.name)))
+        events.setdefault((node.kind, node.namespace, node.name), (Upserted(node, Node(node.name)),))
         return events
 
-    def _read_events(self, owners: dict[Key, str]) -> Iterator[Upserted | Refused]:
+    def _read_events(self, owners: dict[Key, str]) -> Iterator[Told]:
         for name, file in sorted(self._files.items()):
             if file.error:
-                yield Refused(ObjectRef(Kind.FILE, "", name), file.error, Unreadable.KEPT)
+                yield (Refused(ObjectRef(Kind.FILE, "", name), file.error, Unreadable.KEPT),)
             for document in file.documents:
-                event = self._event(document, owners)
-                if event is not None:
-                    yield event
+                if told := self._told_by(document, owners):
+                    yield told
 
-    def _event(self, document: Document, owners: dict[Key, str]) -> Upserted | Refused | None:
-        """What one document says; None for kinds and objects that don't count. `owners` names the document that defines
-        each object, of those read so far.
+    def _told_by(self, document: Document, owners: dict[Key, str]) -> Told:
+        """What one document says; nothing for kinds and objects that don't count. `owners` names the document that
+        defines each object, of those read so far.
         """
         place = ObjectRef(Kind.FILE, "", document.place)
         try:
             ref = _ref(document)
         except Refusal as refusal:
-            return Refused(place, str(refusal), Unreadable.ABSENT)
+            return (Refused(place, str(refusal), Unreadable.ABSENT),)
         if ref is None:
-            return None
+            return ()
         kind = KINDS[ref.kind]
         if kind.only(self._scope) not in (None, ref.name):
-            return None
+            return ()
         owner = owners.setdefault((ref.kind, ref.namespace, ref.name), document.place)
         if owner != document.place:
             reason = f"{ref.kind} {ref.namespace}/{ref.name} is defined in {owner} already"
-            return Refused(place, reason, Unreadable.ABSENT)
+            return (Refused(place, reason, Unreadable.ABSENT),)
         try:
             found = self._parsed(kind, document.content)
         except Refusal as refusal:
-            return Refused(ref, str(refusal), kind.unreadable)
-        return None if found is None else Upserted(ref, found)
+            return kind.refusal(ref, refusal)
+        return () if found is None else (Upserted(ref, found),)
 
     def _parsed(self, kind: ApiKind[T], content: dict[str, Any]) -> T | None:
         if content.get("apiVersion") != kind.api_version:

@@ -12,7 +12,7 @@ from kproxy_ebpf.kube.kinds.common import ApiKind, Scope
 from kproxy_ebpf.kube.kinds.config_map import config_map
 from kproxy_ebpf.kube.reflector import Emit, ReadRequests, Reflector, WatchTiming
 from kproxy_ebpf.kube.stream import Change
-from kproxy_ebpf.model.snapshot import Event, ObjectRef, Refused, Removed, Synced, Upserted
+from kproxy_ebpf.model.snapshot import Event, ObjectRef, Removed, Synced, Upserted
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def events_to(emit: Callable[[Sequence[Event]], None], kind: ApiKind[T]) -> Emit
     """Turns changes of one kind into events."""
 
     def forward(changes: list[Change[T]], complete: bool) -> None:
-        events: list[Event] = [_event(kind, change) for change in changes]
+        events: list[Event] = [event for change in changes for event in _events(kind, change)]
         if complete:
             events.append(Synced(kind.kind))
         emit(events)
@@ -104,10 +104,10 @@ def events_to(emit: Callable[[Sequence[Event]], None], kind: ApiKind[T]) -> Emit
     return forward
 
 
-def _event(kind: ApiKind[Any], change: Change[Any]) -> Event:
+def _events(kind: ApiKind[Any], change: Change[Any]) -> Sequence[Event]:
     ref = ObjectRef(kind.kind, change.namespace, change.name, change.uid)
     if change.object is None:
-        return Removed(ref)
+        return (Removed(ref),)
     if isinstance(change.object, Refusal):
-        return Refused(ref, str(change.object), kind.unreadable)
-    return Upserted(ref, change.object)
+        return kind.refusal(ref, change.object)
+    return (Upserted(ref, change.object),)

@@ -31,11 +31,13 @@ WATCHED_KINDS = frozenset(Kind) - {Kind.FILE}
 class Unreadable(StrEnum):
     """What an object that can't be read means, in words for the log. Each kind says it (kube/kinds).
 
-    ABSENT: nothing is left of what it said before. KEPT: what it said before stays in force.
+    ABSENT: nothing is left of what it said before. KEPT: what it said before stays in force. IN_PART: only some of it
+    can't be read; the rest came as an Upserted just before.
     """
 
     ABSENT = "refused, it counts as absent"
     KEPT = "refused, what it said before stays in force"
+    IN_PART = "refused in part, the rest is in force"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Metrics:
             "kproxy_ebpf_table_full_total", "Writes refused because the table was full", ["table"], registry=registry
         )
         self.refused_objects = Gauge(
-            "kproxy_ebpf_refused_objects", "Objects that can't be read, treated as absent", ["kind"], registry=registry
+            "kproxy_ebpf_refused_objects", "Objects that can't be read, all or in part", ["kind"], registry=registry
         )
         self.source_connected = Gauge(
             "kproxy_ebpf_source_connected", "1 while changes in the cluster can be seen", registry=registry

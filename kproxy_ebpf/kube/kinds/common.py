@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from kproxy_ebpf.kube import wire
-from kproxy_ebpf.kube.addresses import Refusal, refused
+from kproxy_ebpf.kube.addresses import PartialRefusal, Refusal, refused
 from kproxy_ebpf.kube.stream import Resource
 from kproxy_ebpf.model.services import ServiceName
-from kproxy_ebpf.model.snapshot import Kind, Unreadable
+from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Refused, Unreadable, Upserted
 
 DEFAULT_NAMESPACE = "default"
 FAMILIES = {"IPv4": (4, AF_INET), "IPv6": (6, AF_INET6)}
@@ -85,6 +85,12 @@ class ApiKind(Generic[T]):
         except RecursionError:
             raise Refusal("nested too deep") from None
         return self._read(valid, scope or Scope())
+
+    def refusal(self, ref: ObjectRef, refusal: Refusal) -> tuple[Upserted | Refused, ...]:
+        """What to tell of an object of this kind that can't be read, or only in part."""
+        if isinstance(refusal, PartialRefusal):
+            return Upserted(ref, refusal.rest), Refused(ref, str(refusal), Unreadable.IN_PART)
+        return (Refused(ref, str(refusal), self.unreadable),)
 
     def _read(self, obj: Any, scope: Scope) -> T | None:
         """`convert`, with an object that it stumbles over refused: no object is worth the daemon's end."""

@@ -11,7 +11,7 @@ from typing import Annotated, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from kproxy_ebpf.kube.addresses import is_special, packed_ip, refused
+from kproxy_ebpf.kube.addresses import PartialRefusal, Refusal, is_special, packed_ip, refused, without_zeros
 from kproxy_ebpf.kube.kinds.common import FAMILIES, ApiKind, Scope, no_duplicates, service_name
 from kproxy_ebpf.kube.wire import Metadata, PortNumberOrZero, ProtocolName
 from kproxy_ebpf.model.services import Endpoint, EndpointSlice, Protocol, SlicePort
@@ -62,8 +62,8 @@ class SliceObject(TypedDict):
 
 
 def slice_of(obj: SliceObject, _: Scope) -> EndpointSlice | None:
-    """The EndpointSlice, None for one that a proxy skips. Raises Refusal. An addressType other than IPv4 and IPv6
-    (FQDN, or one not invented yet) is skipped, as upstream does.
+    """The EndpointSlice, None for one that a proxy skips. An addressType other than IPv4 and IPv6 (FQDN, or one not
+    invented yet) is skipped, as upstream does. Raises Refusal, or PartialRefusal when only endpoints can't be read.
     """
     metadata = obj["metadata"]
     labels = metadata.get("labels") or {}
@@ -71,15 +71,20 @@ def slice_of(obj: SliceObject, _: Scope) -> EndpointSlice | None:
     if not service or LABEL_HEADLESS in labels or obj["addressType"] not in FAMILIES:
         return None
     name = service_name(metadata, service)
-    return EndpointSlice(
+    endpoints, unreadable = _endpoints(obj["addressType"], obj.get("endpoints") or ())
+    found = EndpointSlice(
         namespace=name.namespace,
         name=metadata["name"],
         service=name,
         family=FAMILIES[obj["addressType"]][0],
         ports=_slice_ports(obj.get("ports") or ()),
-        endpoints=_endpoints(obj["addressType"], obj.get("endpoints") or ()),
+        endpoints=endpoints,
         trigger_time=_seconds_since_epoch((metadata.get("annotations") or {}).get(ANNOTATION_TRIGGER_TIME)),
     )
+    if unreadable:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        raise PartialRefusal(f"{unreadable[0]}{more}", found)
+    return found
 
 
 def _slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:
@@ -92,12 +97,14 @@ def _slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:
     )
 
 
-def _endpoints(address_type: str, endpoints: Sequence[WireEndpoint]) -> tuple[Endpoint, ...]:
-    """The hot loop of a start: 200,000 endpoints pass here, so shared values are looked up, not made again."""
+def _endpoints(address_type: str, endpoints: Sequence[WireEndpoint]) -> tuple[tuple[Endpoint, ...], list[Refusal]]:
+    """The endpoints, and why others can't be read. The hot loop of a start: 200,000 endpoints pass here, so shared
+    values are looked up, not made again.
+    """
     family, af = FAMILIES[address_type]
     suspects = _SPECIAL_FIRST_BYTES[family]
     shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-    result = []
+    result, unreadable = [], []
     for index, wired in enumerate(endpoints):
         addresses = wired.get("addresses")
         if not addresses:
@@ -105,11 +112,13 @@ def _endpoints(address_type: str, endpoints: Sequence[WireEndpoint]) -> tuple[En
         try:
             address = inet_pton(af, addresses[0])
         except (OSError, ValueError):
-            raise refused(
-                f"endpoints[{index}].addresses[0]", addresses[0], f"is not an {address_type} address"
-            ) from None
-        if address[0] in suspects:
-            _check_endpoint_address(index, addresses[0])
+            address = b""
+        if not address or address[0] in suspects:
+            try:
+                address = _unusual_address(index, address_type, addresses[0])
+            except Refusal as refusal:
+                unreadable.append(refusal)
+                continue
         conditions = wired.get("conditions") or {}
         hints = wired.get("hints")
         result.append(
@@ -123,13 +132,19 @@ def _endpoints(address_type: str, endpoints: Sequence[WireEndpoint]) -> tuple[En
                 _hint_names(shared, hints.get("forNodes")) if hints else (),
             )
         )
-    return tuple(result)
+    return tuple(result), unreadable
 
 
-def _check_endpoint_address(index: int, text: str) -> None:
+def _unusual_address(index: int, address_type: str, text: str) -> bytes:
+    """A packed address, of one that needs a second look. Raises Refusal."""
     where = f"endpoints[{index}].addresses[0]"
-    if is_special(packed_ip(where, text)):
+    try:
+        address = inet_pton(FAMILIES[address_type][1], without_zeros(text))
+    except (OSError, ValueError):
+        raise refused(where, text, f"is not an {address_type} address") from None
+    if is_special(address):
         raise refused(where, text, "is unspecified, loopback or link-local")
+    return packed_ip(where, without_zeros(text))
 
 
 def _hint_names(shared: dict[tuple[str, ...], tuple[str, ...]], hints: list[Hint] | None) -> tuple[str, ...]:

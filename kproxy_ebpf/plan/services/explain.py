@@ -20,7 +20,7 @@ from kproxy_ebpf.model.services import (
     SourceRange,
     TrafficPolicy,
 )
-from kproxy_ebpf.model.snapshot import Kind, Snapshot
+from kproxy_ebpf.model.snapshot import Kind, Snapshot, Unreadable
 from kproxy_ebpf.plan.services.claims import Conflict
 from kproxy_ebpf.plan.services.endpoints import Rule, Target, is_local, known_endpoints
 from kproxy_ebpf.plan.services.plan import FrontendKind, FrontendPlan, PlanSettings, PortPlan, plan_service
@@ -163,7 +163,8 @@ def _refused_slices(name: ServiceName, snapshot: Snapshot) -> Iterator[str]:
     """A slice that can't be read tells no owner; by convention its name begins with the Service's."""
     for (kind, namespace, slice_name), refused in snapshot.refused.items():
         if kind is Kind.ENDPOINT_SLICE and namespace == name.namespace and slice_name.startswith(f"{name.name}-"):
-            yield f"{refused.ref} is refused and counts as absent: {refused.reason}"
+            means = "refused and counts as absent" if refused.means is Unreadable.ABSENT else refused.means.value
+            yield f"{refused.ref} is {means}: {refused.reason}"
 
 
 def _unknown(name: ServiceName, has_slices: bool) -> str:

@@ -265,3 +265,14 @@ async def test_a_tag_that_lies_costs_its_file_alone(tmp_path, watch):
     (tmp_path / "b.yaml").write_text(text(service("b")))
     await watched.until(lambda: watched.services == {"a", "b"})
     assert watched.refused == {}
+
+
+async def test_a_slice_with_a_bad_endpoint_is_in_force_without_it(tmp_path, watch):
+    bad = slice_("a-1", "a", endpoints=[{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0"]}])
+    (tmp_path / "a.yaml").write_text(text(service("a"), bad))
+    watched = await watch()
+    assert len(watched.snapshot.slices[ServiceName("default", "a")]["a-1"].endpoints) == 1
+    assert watched.refused == {"a-1": "endpoints[1].addresses[0]: '10.0.0' is not an IPv4 address"}
+    (tmp_path / "a.yaml").write_text(text(service("a")))
+    await watched.until(lambda: not watched.snapshot.slices)
+    assert watched.refused == {}

@@ -70,22 +70,31 @@ class Told:
 async def test_the_three_kinds_make_a_snapshot(api, client, start):
     api.put(SERVICES, service("web"))
     api.put(SLICES, slice_("web-1", "web"))
-    api.put(SLICES, slice_("bad", "web", endpoints=[{"addresses": ["fd00::1"]}]))
+    api.put(SLICES, slice_("bad", "web", ports=[{"port": 0.5}]))
+    api.put(SLICES, slice_("half", "web", endpoints=[{"addresses": ["10.0.0.1"]}, {"addresses": ["fd00::1"]}]))
     api.put(NODES, {"metadata": {"name": "node1", "labels": {"topology.kubernetes.io/zone": "a"}}})
     told, source = Told(), ApiSource(client, Scope("node1"), timing=FAST)
     assert not source.connected
     start(source, told)
     await until(lambda: told.snapshot.synced == WATCHED_KINDS)
     assert set(told.snapshot.services) == {ServiceName("default", "web")}
-    assert set(told.snapshot.slices[ServiceName("default", "web")]) == {"web-1"}
+    assert set(told.snapshot.slices[ServiceName("default", "web")]) == {"web-1", "half"}
+    assert len(told.snapshot.slices[ServiceName("default", "web")]["half"].endpoints) == 1
     assert told.snapshot.node is not None
     assert told.snapshot.node.zone == "a"
     refused = told.snapshot.refused[Kind.ENDPOINT_SLICE, "default", "bad"]
     assert refused == Refused(
         ObjectRef(Kind.ENDPOINT_SLICE, "default", "bad"),
-        "endpoints[0].addresses[0]: 'fd00::1' is not an IPv4 address",
+        "ports[0].port: should be a valid integer, not 0.5",
         Unreadable.ABSENT,
     )
+    assert told.snapshot.refused[Kind.ENDPOINT_SLICE, "default", "half"] == Refused(
+        ObjectRef(Kind.ENDPOINT_SLICE, "default", "half"),
+        "endpoints[1].addresses[0]: 'fd00::1' is not an IPv4 address",
+        Unreadable.IN_PART,
+    )
+    api.put(SLICES, slice_("half", "web", endpoints=[{"addresses": ["10.0.0.1"]}]))
+    await until(lambda: (Kind.ENDPOINT_SLICE, "default", "half") not in told.snapshot.refused)
     assert source.connected
     assert source.last_error == ""
     assert api.queries(SLICES)[0]["labelSelector"] == "!service.kubernetes.io/headless"

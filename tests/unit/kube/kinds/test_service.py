@@ -135,7 +135,8 @@ def test_our_own_proxy_name_counts_and_so_does_none():
             "spec.ports: '3/TCP' is there twice as a nodePort",
         ),
         (service(clusterIP="10.96.0"), "spec.clusterIPs[0]: '10.96.0' is not an IP address"),
-        (service(clusterIP="10.96.0.010"), "spec.clusterIPs[0]: '10.96.0.010' is not an IP address"),
+        (service(clusterIP="10.96.0.0256"), "spec.clusterIPs[0]: '10.96.0.0256' is not an IP address"),
+        (service(clusterIP="10.96.0.0x1"), "spec.clusterIPs[0]: '10.96.0.0x1' is not an IP address"),
         (
             service(clusterIP="::ffff:10.96.0.1"),
             "spec.clusterIPs[0]: '::ffff:10.96.0.1' is an IPv4 address in IPv6 form",
@@ -187,3 +188,18 @@ def test_a_reason_is_one_short_line():
 def test_the_server_selects_unless_we_have_a_proxy_name_of_our_own():
     assert SERVICE.resource(Scope()).query == (("labelSelector", "!service.kubernetes.io/service-proxy-name"),)
     assert SERVICE.resource(US).query == ()
+
+
+def test_leading_zeros_are_decimal_as_for_kube_proxy():
+    parsed = SERVICE.parse(
+        service(
+            clusterIP="010.096.000.010",
+            clusterIPs=["010.096.000.010"],
+            externalIPs=["192.000.002.01"],
+            loadBalancerSourceRanges=[" 010.0.0.0/08 "],
+        )
+    )
+    assert parsed is not None
+    assert parsed.cluster_ips == (v4("10.96.0.10"),)
+    assert parsed.external_ips == (v4("192.0.2.1"),)
+    assert parsed.source_ranges == (SourceRange(v4("10.0.0.0"), 8),)
