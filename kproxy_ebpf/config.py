@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kproxy_ebpf.errors import QUOTED_CHARS, ConfigError, quoted
+from kproxy_ebpf.errors import QUOTED_CHARS, ConfigError, SettingsAbsentError, quoted
 
 MAX_FILE_BYTES = 1 << 20  # what a ConfigMap holds at most
 MAX_DEPTH = 10
@@ -197,7 +197,7 @@ def _enumerated(words: Any) -> str:
 
 
 def read_settings_file(path: Path) -> dict[str, object]:
-    """The raw keys of a YAML file, every scalar as text. Raises ConfigError."""
+    """The raw keys of a YAML file, every scalar as text. Raises ConfigError, SettingsAbsentError for an empty file."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_FILE_BYTES + 1).decode()
@@ -209,8 +209,8 @@ def read_settings_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"settings file {path} can't be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if content is None or content == "":
-        return {}
+    if not content:
+        raise SettingsAbsentError(f"settings file {path} holds no settings")
     if not isinstance(content, dict):
         raise ConfigError(f"settings file {path} must hold keys and values, such as mode: hybrid")
     return content
@@ -231,7 +231,8 @@ def _check_depth(path: Path, text: str) -> None:
 class SettingsKeeper:
     """The settings in force, and what is wrong with those last offered.
 
-    `last_good` are those of an earlier start. Without them, `has_settings` is False until the first good offer.
+    `last_good` are those of an earlier start. Without them, `has_settings` is False until the first good offer, or
+    until it is known that there are none: then the defaults are in force, which is a problem, too.
     """
 
     def __init__(self, last_good: Settings | None = None) -> None:
@@ -245,14 +246,27 @@ class SettingsKeeper:
         self._listeners.append(listener)
 
     def offer(self, read: Callable[[], Mapping[str, object]]) -> None:
-        """Take what `read` returns if it is valid; else keep the last good settings and remember the error."""
+        """Take what `read` returns if it is valid; else keep the last good settings and remember the error.
+
+        Mode off is the operator's switch in an emergency: only another value of `mode` ends it, never the lack of one.
+        """
         try:
-            self.current = parse_settings(read())
+            offered = read()
+            if self.has_settings and self.current.mode is Mode.OFF:
+                _require_mode(offered)
+            self.current = parse_settings(offered)
             self.has_settings, self.error = True, None
+        except SettingsAbsentError as error:
+            self.has_settings, self.error = True, error
         except ConfigError as error:
             self.error = error
         for listener in self._listeners:
             listener(self)
+
+
+def _require_mode(offered: Mapping[str, object]) -> None:
+    if "mode" not in offered:
+        raise ConfigError(f"setting mode is off and can't be left out: give it a value, {_allowed('mode')}")
 
 
 class SettingsFile:

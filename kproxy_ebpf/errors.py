@@ -44,6 +44,10 @@ class ConfigError(KproxyError):
     exit_code = os.EX_CONFIG
 
 
+class SettingsAbsentError(ConfigError):
+    """The settings that the operator named are not there, or are empty: nobody has chosen anything."""
+
+
 class NodeError(KproxyError):
     """This node lacks something the datapath needs: root, bpffs, headers, a helper."""
 

@@ -74,3 +74,14 @@ def _config_map(client: Client, name: str | None) -> ConfigMapSource | None:
     if not (namespace and slash and name):
         raise UsageError(f"--config-map {namespace!r} is no ConfigMap: write NAMESPACE/NAME")
     return ConfigMapSource(client, namespace, name)
+
+
+def source_problems(source: ClusterSource, config_map: ConfigMapSource | None) -> dict[str, str | None]:
+    """By topic, why changes can't be seen at this moment; None where they can."""
+    sources = {"source": ("the cluster", source.last_error)}
+    if config_map is not None:
+        sources["settings-source"] = ("the settings", config_map.last_error)
+    return {
+        topic: f"what changes in {what} can't be seen: {error}" if error else None
+        for topic, (what, error) in sources.items()
+    }

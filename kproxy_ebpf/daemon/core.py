@@ -18,7 +18,7 @@ import uvloop
 from kproxy_ebpf import __version__
 from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.backlog import Backlog
-from kproxy_ebpf.daemon.cluster_source import Cluster, connected
+from kproxy_ebpf.daemon.cluster_source import Cluster, connected, source_problems
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
@@ -30,19 +30,20 @@ from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock
-from kproxy_ebpf.kube.source import ClusterSource
+from kproxy_ebpf.errors import ConfigError
+from kproxy_ebpf.kube.source import SettingsState
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving
-from kproxy_ebpf.observe.state import state_dir
+from kproxy_ebpf.observe.state import read_json, state_dir
 from kproxy_ebpf.plan.services.plan import PlanSettings
 from kproxy_ebpf.reconcile.services import Reconciler
 
 log = structlog.get_logger(__name__)
 
-SOURCE_REPORT_SECONDS = 2.0
+SOURCE_REPORT_SECONDS = 0.5
 COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of the time of a first sync
 
 
@@ -67,6 +68,7 @@ class Daemon:
         self.health = Health(limit_seconds=2 * options.sync_period)
         self.keeper = SettingsKeeper(last_good(self.folder / "settings.json"))
         self.status = StatusFile(self.folder / "status.json", self._describe)
+        self._found = read_json(self.folder / "status.json")
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._synced = asyncio.Event()
         self._reconciler: Reconciler | None = None
@@ -88,6 +90,8 @@ class Daemon:
             await stack.enter_async_context(serving(metrics, options.metrics_address, "--metrics-address"))
             cluster = await stack.enter_async_context(connected(options))
             async with supervised() as start_part:
+                start_part("source report", self._report_sources(cluster))
+                start_part("status", self.status.run())
                 await self._follow_settings(cluster, start_part)
                 backlog = Backlog()
                 start_part("source", cluster.source.run(backlog.feed))
@@ -112,8 +116,13 @@ class Daemon:
         if file is not None:
             start_part("settings", file.follow())
 
-    def _config_map(self, answered: asyncio.Event, data: Mapping[str, str] | None) -> None:
-        self.keeper.offer(lambda: data or {})
+    def _config_map(self, answered: asyncio.Event, state: SettingsState) -> None:
+        def read() -> Mapping[str, str]:
+            if isinstance(state, ConfigError):
+                raise state
+            return state
+
+        self.keeper.offer(read)
         answered.set()
 
     async def _serve(self, cluster: Cluster, datapath: Datapath, backlog: Backlog, start_part: Start) -> None:
@@ -130,7 +139,6 @@ class Daemon:
         )
         modes = self._modes = ModeSwitch(datapath, self.keeper, self.metrics, self.health, self._changed)
         self.keeper.listen(lambda _: self._settings_changed(reconciler))
-        start_part("status", self.status.run())
         if datapath.is_ready:
             await datapath.sockets.catch_up()
         start_part("reconciler", reconciler.run())
@@ -144,7 +152,6 @@ class Daemon:
         start_part("guard", modes.guard(self.options.sync_period))
         start_part("sockets", datapath.sockets.terminate())
         start_part("room", keep_room(datapath.generation, self.health))
-        start_part("source report", self._report_source(cluster.source))
         await asyncio.gather(self._synced.wait(), modes.links.ready.wait(), modes.switched.wait())
         # The cluster's objects stay in memory. The collector need not walk them again: that takes longer than a change.
         gc.collect()
@@ -157,12 +164,12 @@ class Daemon:
         reports.events(events, reconciler.snapshot)
         self._changed()
 
-    async def _report_source(self, source: ClusterSource) -> None:
-        """Keep /healthz and /metrics up to date about the source; the datapath goes on without it."""
-        self.metrics.source_connected.set_function(lambda: source.connected)
+    async def _report_sources(self, cluster: Cluster) -> None:
+        """Keep /healthz and /metrics up to date about the sources; the datapath goes on without them."""
+        self.metrics.source_connected.set_function(lambda: cluster.source.connected)
         while True:
-            sentence = f"what changes in the cluster can't be seen: {source.last_error}" if source.last_error else None
-            self.health.problem("source", sentence)
+            for topic, problem in source_problems(cluster.source, cluster.config_map).items():
+                self.health.problem(topic, problem)
             await asyncio.sleep(SOURCE_REPORT_SECONDS)
 
     def _settings_changed(self, reconciler: Reconciler) -> None:
@@ -185,15 +192,18 @@ class Daemon:
     def _describe(self) -> dict[str, Any]:
         """The content of the status file."""
         reconciler, modes = self._reconciler, self._modes
-        if reconciler is None or modes is None:
-            return {}
-        return {
+        ours = {
             "version": __version__,
             "pid": os.getpid(),
             "node": self.options.node_name,
             "started": self._started,
             "health_address": self.options.health_address,
-            "settings": self.keeper.current.plain(),
+            "settings": self.keeper.current.plain() if self.keeper.has_settings else {},
+        }
+        if reconciler is None or modes is None:  # of the datapath still holds what the daemon before us wrote
+            return {**self._found, **ours, "synced": False, "refused": [], "conflicts": []}
+        return {
+            **ours,
             "synced": reconciler.first_sync_done,
             "links": sorted(modes.links.attached.values()),
             "cgroup": modes.cgroup,

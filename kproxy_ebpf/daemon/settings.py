@@ -67,7 +67,7 @@ async def wait_for_first(keeper: SettingsKeeper, file: SettingsFile | None, answ
     if file is not None:
         file.read()
     elif answered is None:
-        keeper.offer(dict)
+        keeper.offer(Settings().plain)  # no source is a choice: of the defaults
     elif not keeper.has_settings:
         await answered.wait()
     if not keeper.has_settings and keeper.error is not None:

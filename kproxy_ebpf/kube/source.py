@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from kproxy_ebpf.errors import ConfigError, SettingsAbsentError
 from kproxy_ebpf.kube.addresses import Refusal
 from kproxy_ebpf.kube.kinds import KINDS
 from kproxy_ebpf.kube.kinds.common import ApiKind, Scope
@@ -15,6 +16,8 @@ from kproxy_ebpf.kube.stream import Change
 from kproxy_ebpf.model.snapshot import Event, ObjectRef, Removed, Synced, Upserted
 
 T = TypeVar("T")
+SettingsState = Mapping[str, str] | ConfigError
+"""A ConfigMap's data, or that it is absent or unreadable."""
 
 
 class ClusterSource(Protocol):
@@ -63,10 +66,11 @@ class ApiSource:
 
 
 class ConfigMapSource:
-    """One ConfigMap's data, for settings."""
+    """One ConfigMap, which holds the settings."""
 
     def __init__(self, client: ReadRequests, namespace: str, name: str, *, timing: WatchTiming | None = None) -> None:
-        self._emit: Callable[[dict[str, str] | None], None] = lambda _: None
+        self._name = f"{namespace}/{name}"
+        self._emit: Callable[[SettingsState], None] = lambda _: None
         self._reflector = Reflector(client, config_map(namespace, name), self._changed, timing=timing)
         self._exists = False
 
@@ -78,18 +82,24 @@ class ConfigMapSource:
     def last_error(self) -> str:
         return self._reflector.last_error
 
-    async def run(self, emit: Callable[[dict[str, str] | None], None]) -> None:
-        """Emit the data at the start and at every change, None while there is no such ConfigMap; until cancelled."""
+    async def run(self, emit: Callable[[SettingsState], None]) -> None:
+        """Emit the state at the start and at every change, until cancelled."""
         self._emit = emit
         await self._reflector.run()
 
     def _changed(self, changes: list[Change[dict[str, str]]], complete: bool) -> None:
         for change in changes:
-            if not isinstance(change.object, Refusal):  # the API admits none that would be
-                self._exists = change.object is not None
-                self._emit(change.object)
+            self._exists = change.object is not None
+            self._emit(self._state(change.object))
         if complete and not self._exists:
-            self._emit(None)
+            self._emit(self._state(None))
+
+    def _state(self, data: dict[str, str] | Refusal | None) -> SettingsState:
+        if data is None:
+            return SettingsAbsentError(f"there is no ConfigMap {self._name}: create it, with the mode that is wanted")
+        if isinstance(data, Refusal):
+            return ConfigError(f"ConfigMap {self._name} can't be read: {data}")
+        return data or SettingsAbsentError(f"ConfigMap {self._name} is empty: write down the mode that is wanted")
 
 
 def events_to(emit: Callable[[Sequence[Event]], None], kind: ApiKind[T]) -> Emit[T]:

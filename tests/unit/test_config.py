@@ -18,7 +18,7 @@ from kproxy_ebpf.config import (
     parse_settings,
     read_settings_file,
 )
-from kproxy_ebpf.errors import ConfigError
+from kproxy_ebpf.errors import ConfigError, SettingsAbsentError
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -82,10 +82,49 @@ def test_yaml_off_stays_off(tmp_path: Path) -> None:
     assert parse_settings(read_settings_file(file)).mode is Mode.OFF
 
 
-def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "# nothing yet\n", "{}", "[]"])
+def test_an_empty_file_holds_no_settings(tmp_path: Path, content: str) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text("# nothing yet\n")
-    assert parse_settings(read_settings_file(file)) == Settings()
+    file.write_text(content)
+    with pytest.raises(SettingsAbsentError, match=r"settings\.yaml holds no settings"):
+        read_settings_file(file)
+
+
+def test_settings_that_vanish_leave_the_last_good_ones_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("mode: tc\n")
+    keeper = SettingsKeeper()
+    source = SettingsFile(file, keeper)
+    source.read()
+    file.write_text("")
+    source.read()
+    assert (keeper.current.mode, keeper.has_settings) == (Mode.TC, True)
+    assert isinstance(keeper.error, SettingsAbsentError)
+    file.unlink()
+    source.read()
+    assert keeper.current.mode is Mode.TC
+    assert keeper.error is not None
+
+
+def test_settings_that_never_were_mean_the_defaults_and_an_error() -> None:
+    def absent() -> dict[str, object]:
+        raise SettingsAbsentError("there are none")
+
+    keeper = SettingsKeeper()
+    keeper.offer(absent)
+    assert (keeper.current, keeper.has_settings, str(keeper.error)) == (Settings(), True, "there are none")
+
+
+def test_only_a_mode_ends_mode_off() -> None:
+    keeper = SettingsKeeper()
+    keeper.offer(lambda: {"log-level": "debug"})
+    assert keeper.error is None
+    keeper.offer(lambda: {"mode": "off"})
+    keeper.offer(lambda: {"log-level": "info"})
+    assert keeper.current.mode is Mode.OFF
+    assert "setting mode is off and can't be left out: give it a value, off, tc, socket or hybrid" in str(keeper.error)
+    keeper.offer(lambda: {"mode": "tc"})
+    assert (keeper.current.mode, keeper.error) == (Mode.TC, None)
 
 
 @pytest.mark.parametrize("content", ["- a\n", "mode: [", "\x00", "just words", "mode: " + "[" * 3000, "x" * (1 << 21)])

@@ -125,13 +125,17 @@ async def test_forbidden_services_are_never_synced_but_reported(api, client, sta
 
 
 async def test_settings_follow_the_config_map(api, client, start):
-    told: list[dict[str, str] | None] = []
-    start(ConfigMapSource(client, "kube-system", "kproxy", timing=FAST), told.append)
-    await until(lambda: told == [None])
+    told: list[str] = []
+    start(ConfigMapSource(client, "kube-system", "kproxy", timing=FAST), lambda state: told.append(str(state)))
+    absent = "there is no ConfigMap kube-system/kproxy: create it, with the mode that is wanted"
+    empty = "ConfigMap kube-system/kproxy is empty: write down the mode that is wanted"
+    unreadable = "ConfigMap kube-system/kproxy can't be read: data.mode: should be a valid string, not 1"
+    await until(lambda: told == [absent])
     metadata = {"name": "kproxy", "namespace": "kube-system"}
     api.put(SETTINGS, {"metadata": metadata, "data": {"mode": "tc"}})
     api.put(SETTINGS, {"metadata": metadata})
-    await until(lambda: told == [None, {"mode": "tc"}, {}])
+    api.put(SETTINGS, {"metadata": metadata, "data": {"mode": 1}})
+    await until(lambda: told == [absent, "{'mode': 'tc'}", empty, unreadable])
     api.delete(SETTINGS, "kube-system", "kproxy")
-    await until(lambda: told == [None, {"mode": "tc"}, {}, None])
+    await until(lambda: told == [absent, "{'mode': 'tc'}", empty, unreadable, absent])
     assert api.queries(SETTINGS)[0]["fieldSelector"] == "metadata.name=kproxy"
