@@ -25,7 +25,7 @@ from kproxy_ebpf.daemon.explain import Explainer
 from kproxy_ebpf.daemon.flows import keep_room
 from kproxy_ebpf.daemon.modes import ModeSwitch
 from kproxy_ebpf.daemon.options import Options
-from kproxy_ebpf.daemon.reports import DatapathReports, Reports, full_sentence
+from kproxy_ebpf.daemon.reports import DatapathReports, Reports, at_random_sentence, full_sentence
 from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
@@ -180,6 +180,7 @@ class Daemon:
         self.status.touch()
         if self._reconciler is not None:
             self.health.problem("tables", full_sentence(self._reconciler.full_tables))
+            self.health.problem("maglev", at_random_sentence(len(self._reconciler.at_random)))
             if self._conflicts is not None:
                 self._conflicts.tell_new(self._reconciler.conflicts, self._reconciler.snapshot.services)
             if self._reconciler.first_sync_done:

@@ -40,10 +40,13 @@ class Explainer:
 
 
 def _no_room(reconciler: Reconciler, service: ServiceName) -> list[str]:
-    return [
+    sentences = [
         f"table {table} has no room for it: what it had in the tables before stays"
         for table in reconciler.full_tables_of(service)
     ]
+    if service in reconciler.at_random:
+        sentences.append("the slots have no room for its Maglev table: it is balanced at random")
+    return sentences
 
 
 def plain(explanation: Explanation) -> dict[str, Any]:

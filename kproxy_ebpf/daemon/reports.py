@@ -126,6 +126,13 @@ def full_sentence(tables: Counter[str]) -> str | None:
     return "; ".join(full) or None
 
 
+def at_random_sentence(services: int) -> str | None:
+    """How many Services have no Maglev table for want of room; None where all have what they want."""
+    if not services:
+        return None
+    return f"{services} Services are balanced at random: the slots have no room for their Maglev tables (--max-slots)"
+
+
 def write_counts(writes: TableWrites) -> dict[str, int]:
     """How many entries of each table `writes` touches, for tables with any."""
     counts = {

@@ -144,6 +144,11 @@ class Reconciler:
         return [table for (_, each), table in self._full.items() if each == name]
 
     @property
+    def at_random(self) -> set[ServiceName]:
+        """Services that are balanced at random because the slots have no room for their Maglev tables."""
+        return {name for tables in self._tables for name in tables.at_random}
+
+    @property
     def conflicts(self) -> list[Conflict]:
         return [conflict for tables in self._tables for conflict in tables.conflicts()]
 
@@ -184,9 +189,9 @@ class Reconciler:
         self._report()
 
     def retry(self) -> None:
-        """Write anew what the maps refused, and plan anew the Services that did not fit."""
+        """Write anew what the maps refused, and plan anew the Services that did not fit, tables of Maglev included."""
         failed, self._failed = self._failed, {}
-        self._queue.mark({name for _, name in self._full})
+        self._queue.mark({name for _, name in self._full} | self.at_random)
         started = self._clock()
         self._write()
         self._failed |= {family: failed[family] for family in self._failed if family in failed}
@@ -220,6 +225,8 @@ class Reconciler:
             except MapFullError as error:
                 self._full[tables.family, name] = error.table
                 self._observer.table_full(name, error)
+                self._queue.retry_later()
+            if name in tables.at_random:
                 self._queue.retry_later()
             self._queue.mark(tables.take_disturbed())
 
@@ -257,7 +264,7 @@ class Reconciler:
         latencies = [self.last_sync - trigger for trigger in batch.trigger_times]
         without = {tables.family: tables.without_local_endpoints() for tables in self._tables}
         self._observer.synced(Sync(batch.seconds, batch.services, len(self._queue), batch.writes, latencies, without))
-        if not self._full:
+        if not self._full and not self.at_random:
             self._queue.reset_back_off()
 
     def _wake(self) -> None:

@@ -97,6 +97,7 @@ class RangeAllocator:
         self._by_size: list[tuple[int, int]] = []  # (count, base), ascending
         self._count_at: dict[int, int] = {}  # base -> count
         self._base_before: dict[int, int] = {}  # end -> base
+        self._free = 0
         self._insert(0, capacity)
 
     def adopt(self, used: Iterable[tuple[int, int]]) -> None:
@@ -105,7 +106,7 @@ class RangeAllocator:
         self._by_size.clear()
         self._count_at.clear()
         self._base_before.clear()
-        end = 0
+        self._free = end = 0
         for base, count in sorted(set(used)):
             self._insert(end, base - end)
             end = max(end, base + count)
@@ -133,7 +134,7 @@ class RangeAllocator:
     def used(self) -> int:
         """How many elements are in use or at rest."""
         self._wake()
-        return self.capacity - sum(self._count_at.values())
+        return self.capacity - self._free
 
     def _wake(self) -> None:
         limit = self._clock() - self._quarantine_seconds
@@ -155,11 +156,13 @@ class RangeAllocator:
 
     def _insert(self, base: int, count: int) -> None:
         if count > 0:
+            self._free += count
             insort(self._by_size, (count, base))
             self._count_at[base] = count
             self._base_before[base + count] = base
 
     def _remove(self, base: int, count: int) -> None:
+        self._free -= count
         del self._by_size[bisect_left(self._by_size, (count, base))]
         del self._count_at[base]
         del self._base_before[base + count]

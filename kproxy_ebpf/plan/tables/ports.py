@@ -8,18 +8,17 @@ returns before that keeps its id and epoch. A backend that was GONE gets a fresh
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
 
 from kproxy_ebpf.contract.layouts import BackendFlags, BackendState, FrontendFlags
-from kproxy_ebpf.model.service_tables import Backend, FrontendKey, SourceRangeKey, TableContents
+from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableContents
 from kproxy_ebpf.plan.services.endpoints import Target
-from kproxy_ebpf.plan.services.maglev import lookup_table, table_size
-from kproxy_ebpf.plan.services.plan import PortPlan
+from kproxy_ebpf.plan.services.plan import FrontendPlan, PortPlan
 from kproxy_ebpf.plan.tables.allocate import Clock, IdPool, RangeAllocator
 from kproxy_ebpf.plan.tables.columns import BackendColumns, SlotColumn
-from kproxy_ebpf.plan.tables.records import LIVE, Leftover, PortRecord, Range
+from kproxy_ebpf.plan.tables.placement import BalancedSet, Placement
+from kproxy_ebpf.plan.tables.records import LIVE, Leftover, PortRecord
 from kproxy_ebpf.plan.tables.staged_writes import Reservation, StagedWrites
 
 BACKEND_REST_SECONDS = 120.0
@@ -36,9 +35,15 @@ class PortChange(NamedTuple):
     remembered: dict[Target, int]  # rows that are the port's, by their target
     left: list[int]  # rows that have left and are not back
     usable: dict[Target, int]
-    ranges: dict[tuple[Target, ...], Range]
-    new_slots: dict[int, list[int]]
+    placement: Placement
     source_ranges: frozenset[SourceRangeKey]
+
+    def frontend(self, planned: FrontendPlan) -> Frontend:
+        """The entry of one of the port's frontends."""
+        base, count = self.placement.ranges.get(planned.targets, (0, 0))
+        at_random = planned.targets in self.placement.at_random
+        flags = planned.flags & ~FrontendFlags.MAGLEV if at_random else planned.flags
+        return Frontend(self.service_id, base, count, flags, planned.affinity_seconds)
 
     def new_source_ranges(self) -> frozenset[SourceRangeKey]:
         return self.source_ranges - self.old.source_ranges if self.old is not None else self.source_ranges
@@ -90,25 +95,18 @@ class Ports:
         service_id = old.service_id if old is not None else next(self._service_ids)
         remembered, left = self._remembered(old, port, reservation) if old is not None else ({}, [])
         usable: dict[Target, int] = {}
-        ranges: dict[tuple[Target, ...], Range] = {}
-        new_slots: dict[int, list[int]] = {}
-        sets = {planned.targets: planned.flags for planned in port.frontends if planned.key not in lost}
-        sets.pop((), None)
-        for targets, flags in sets.items():
+        sets: dict[tuple[Target, ...], BalancedSet] = {}
+        flags_of = {planned.targets: planned.flags for planned in port.frontends if planned.key not in lost}
+        flags_of.pop((), None)
+        for targets, flags in flags_of.items():
             for target in targets:
                 if target not in usable:
                     number = remembered.get(target)
                     usable[target] = reservation.backend_id() if number is None else number
-            ids = [usable[target] for target in targets]
-            maglev = bool(flags & FrontendFlags.MAGLEV)
-            length = table_size(len(ids)) if maglev else len(ids)
-            range_ = self._range_of(ids, length, old)
-            if range_ is None:
-                range_ = (reservation.range(length), length)
-                new_slots[range_[0]] = [ids[index] for index in lookup_table(targets)] if maglev else ids
-            ranges[targets] = range_
+            sets[targets] = BalancedSet([usable[target] for target in targets], bool(flags & FrontendFlags.MAGLEV))
+        placement = Placement(self._slots, old.ranges if old is not None else (), reservation, sets)
         keys = (SourceRangeKey(service_id, entry.network, entry.prefix_bits) for entry in port.source_ranges)
-        return PortChange(port, old, service_id, remembered, left, usable, ranges, new_slots, frozenset(keys))
+        return PortChange(port, old, service_id, remembered, left, usable, placement, frozenset(keys))
 
     def stage(self, change: PortChange) -> PortRecord:
         """Stage a change, the frontends excepted."""
@@ -118,13 +116,12 @@ class Ports:
         for target, number in change.remembered.items():
             if target not in change.usable and self._retire(number, change.port.known.get(target)):
                 kept.add(number)
-        for base, ids in change.new_slots.items():
+        for base, ids in change.placement.new_slots.items():
             self._slots.write(base, ids)
             self._staged.slots(base, ids)
-        ranges = tuple(dict.fromkeys(change.ranges.values()))
-        for range_ in change.old.ranges if change.old is not None else ():
-            if range_ not in ranges:
-                self._staged.release_range(*range_)
+        ranges = tuple(change.placement.ranges.values())
+        for range_ in change.placement.released:
+            self._staged.release_range(*range_)
         self._replace_source_ranges(change.old.source_ranges if change.old else frozenset(), change.source_ranges)
         return PortRecord(change.service_id, array("I", sorted(kept)), ranges, change.source_ranges)
 
@@ -153,13 +150,6 @@ class Ports:
                 elif not reservation.reclaim_backend(number):
                     del rows[target]
         return rows, left
-
-    def _range_of(self, ids: Sequence[int], length: int, old: PortRecord | None) -> Range | None:
-        """The range that holds this very set already."""
-        for range_ in old.ranges if old is not None else ():
-            if range_[1] == length and set(self._slots.read(*range_)) == set(ids):
-                return range_
-        return None
 
     def _use(self, target: Target, number: int, change: PortChange) -> None:
         flags = change.port.known[target]

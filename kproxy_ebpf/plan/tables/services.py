@@ -9,7 +9,7 @@ needs no undoing: what is staged stays staged, every write may be repeated, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from kproxy_ebpf.contract.layouts import FrontendFlags
@@ -48,6 +48,7 @@ class Tables:
         self._owners: dict[int, ServiceName] = {}  # by service id
         self._unclaimed: dict[int, Leftover] = {}
         self._claims = Claims()
+        self._at_random: set[ServiceName] = set()
         self._names: dict[int, str] | None = None
 
     @property
@@ -81,6 +82,11 @@ class Tables:
     def without_local_endpoints(self) -> int:
         """How many frontends drop, because only endpoints of other nodes are left and the traffic policy is Local."""
         return len(self._dropping)
+
+    @property
+    def at_random(self) -> Set[ServiceName]:
+        """Services that are balanced at random because the slots have no room for their Maglev tables."""
+        return self._at_random
 
     def service_names(self) -> dict[int, str]:
         """namespace/name:port by service id, as people read it (the port's name may be empty).
@@ -185,6 +191,9 @@ class Tables:
     def _stage_service(
         self, name: ServiceName, record: ServiceRecord, changes: list[PortChange], lost: set[FrontendKey]
     ) -> None:
+        self._at_random.discard(name)
+        if any(change.placement.at_random for change in changes):
+            self._at_random.add(name)
         gone, record.ports = record.ports, {}
         keys = []
         for change in changes:
@@ -194,11 +203,7 @@ class Tables:
             for planned in change.port.frontends:
                 if planned.key not in lost:
                     keys.append(planned.key)
-                    base, count = change.ranges.get(planned.targets, (0, 0))
-                    self._set_frontend(
-                        planned.key,
-                        Frontend(change.service_id, base, count, planned.flags, planned.affinity_seconds),
-                    )
+                    self._set_frontend(planned.key, change.frontend(planned))
         self._remove_frontends(key for key in {*record.keys} - {*keys} if self._holder(key) == name)
         for port_record in gone.values():
             self._ports.remove(port_record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import Backend, Frontend, FrontendKey, SourceRangeKey, TableWrites
 from kproxy_ebpf.plan.tables.allocate import IdPool, RangeAllocator
 
@@ -89,7 +90,10 @@ class Reservation:
         self._taken.append(number)
         return number
 
-    def range(self, count: int) -> int:
+    def range(self, count: int, share: float = 1.0) -> int:
+        """The base of a fresh range, within this share of all slots. Raises MapFullError."""
+        if self._slots.used() + count > share * self._slots.capacity:
+            raise MapFullError(self._slots.table, self._slots.capacity)
         base = self._slots.take(count)
         self._ranges.append((base, count))
         return base

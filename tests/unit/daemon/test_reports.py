@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import structlog.testing
 
-from kproxy_ebpf.daemon.reports import Reports, full_sentence, write_counts
+from kproxy_ebpf.daemon.reports import Reports, at_random_sentence, full_sentence, write_counts
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, ServiceName
@@ -116,3 +116,8 @@ def test_a_node_on_its_way_out_is_not_eligible(told: Told) -> None:
     assert not told.health.node_eligible
     told.feed(Upserted(ObjectRef(Kind.NODE, "", "n"), Node("n")))
     assert told.health.node_eligible
+
+
+def test_services_without_room_for_maglev_are_counted_for_people() -> None:
+    assert at_random_sentence(0) is None
+    assert "6342 Services are balanced at random" in str(at_random_sentence(6342))

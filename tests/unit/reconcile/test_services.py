@@ -222,3 +222,18 @@ async def test_many_services_do_not_hold_the_loop() -> None:
         assert len(batches) > 5
         assert turns >= len(batches)
         assert sum(sync.services for sync in batches) == len(services)
+
+
+async def test_maglev_that_finds_no_room_is_told_and_tried_again() -> None:
+    other = service("other", cluster_ips=(packed("10.96.0.2"),))
+    async with running(World(replace(CAPACITIES, slots=100))) as world:
+        world.maps.in_place = True
+        world.reconciler.update_settings(PlanSettings(maglev=True))
+        world.submit(WEB, slice_of(WEB, A, B))
+        world.submit(other, slice_of(other, A, B, name="other-1"))
+        await until(lambda: world.reconciler.at_random == {other.key})
+        assert world.maps.contents.frontends[key("10.96.0.2")].slot_count == 2
+        assert not world.reconciler.full_tables
+        world.remove(WEB)
+        await until(lambda: not world.reconciler.at_random)
+        await until(lambda: world.maps.contents.frontends[key("10.96.0.2")].slot_count == 61)
