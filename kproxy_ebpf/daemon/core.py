@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -51,6 +52,7 @@ def start(options: Options) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises KproxyError."""
     logging.configure()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(Daemon(options).run())
@@ -215,6 +217,12 @@ class Daemon:
             "conflicts": [sentence(conflict) for conflict in reconciler.conflicts],
             "services": reconciler.service_names(),
         }
+
+
+def _raise_file_limit() -> None:
+    """The soft limit is 1,024 for programs that call select(), which nothing here does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _cancel_on_signals() -> None:

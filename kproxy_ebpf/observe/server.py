@@ -13,12 +13,17 @@ from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
 from kproxy_ebpf.errors import BusyError, UsageError
 from kproxy_ebpf.observe.address import split_address
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
+
+MAX_CONNECTIONS = 128  # of each server
+REQUEST_SECONDS = 10.0
+KEEPALIVE_SECONDS = 60.0  # Prometheus and the kubelet ask more often
 
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
@@ -86,18 +91,62 @@ def is_from_here(peer: str = "", own: str = "") -> bool:
 
 @asynccontextmanager
 async def serving(app: web.Application, address: str, flag: str) -> AsyncIterator[None]:
-    """Serve `app` on `address` inside the block. Raises BusyError that names the address and the flag."""
+    """Serve `app` on `address` inside the block. Raises BusyError that names the address and the flag.
+
+    Whoever can reach the address may open connections and say nothing. So their number is bounded, and the time until
+    each has said what it wants: a file descriptor is what the datapath needs, too.
+    """
     host, port = split_address(address, flag)
+    app.middlewares.append(_note_request)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise _refusal(error, address, flag) from None
+        listening = await _listen(runner, host, port)
+    except OSError as error:
+        await runner.cleanup()
+        raise _refusal(error, address, flag) from None
+    try:
         yield
     finally:
+        listening.close()
         await runner.cleanup()
+
+
+class _Connection(web.RequestHandler):
+    """A connection that is closed unless a whole request has come within REQUEST_SECONDS."""
+
+    has_asked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        asyncio.get_running_loop().call_later(REQUEST_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if not self.has_asked:
+            self.force_close()
+
+
+@web.middleware
+async def _note_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if isinstance(request.protocol, _Connection):
+        request.protocol.has_asked = True
+    return await handler(request)
+
+
+async def _listen(runner: web.AppRunner, host: str | None, port: int) -> asyncio.Server:
+    """Accept connections for `runner`. From MAX_CONNECTIONS on, a new one takes the place of one that has not asked
+    anything yet, or of the oldest.
+    """
+    loop, server = asyncio.get_running_loop(), runner.server
+    assert server is not None  # noqa: S101 - the runner is set up
+
+    def connection() -> _Connection:
+        open_ones = [each for each in server.connections if isinstance(each, _Connection)]
+        if len(open_ones) >= MAX_CONNECTIONS:
+            next((each for each in open_ones if not each.has_asked), open_ones[0]).force_close()
+        return _Connection(server, loop=loop, keepalive_timeout=KEEPALIVE_SECONDS)
+
+    return await loop.create_server(connection, host, port, reuse_address=True)
 
 
 def _refusal(error: OSError, address: str, flag: str) -> BusyError | UsageError:

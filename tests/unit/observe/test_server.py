@@ -1,6 +1,8 @@
 """The endpoints over real sockets on loopback."""
 
+import asyncio
 import socket
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 from aiohttp import ClientSession
@@ -113,3 +115,45 @@ async def test_clients_elsewhere_get_metrics_but_no_explanation(monkeypatch: pyt
         for path, status in (("explain/shop/web", 403), ("metrics", 200)):
             async with client.get(f"http://{address}/{path}") as answer:
                 assert answer.status == status
+
+
+def health_server(address: str) -> AbstractAsyncContextManager[None]:
+    return serving(health_app(Health(limit_seconds=60), Metrics()), address, "--health-address")
+
+
+async def test_idle_connections_neither_add_up_nor_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    address = f"127.0.0.1:{(port := free_port())}"
+    async with health_server(address):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        async with ClientSession() as client, client.get(f"http://{address}/healthz") as answer:
+            assert answer.status == 200
+        ended = [reader for reader, _ in idle[:80] if await asyncio.wait_for(reader.read(), 5) == b""]
+        assert len(ended) == 80
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_connection_that_asks_stays_when_idle_ones_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
+    request, port = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", free_port()
+    async with health_server(f"127.0.0.1:{port}"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(request)
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b'"problems": {}}'), 5)
+            idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+            for _, each in idle:
+                each.close()
+        writer.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_request_that_is_never_finished_ends(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.1)
+    port = free_port()
+    async with health_server(f"127.0.0.1:{port}"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
