@@ -62,6 +62,7 @@ class FakeReconciler:
     first_sync_done = True
     settings = PlanSettings()
     conflicts: tuple[Conflict, ...] = ()
+    at_random: frozenset[ServiceName] = frozenset({NAME})
 
     def __init__(self) -> None:
         self.snapshot = snapshot()

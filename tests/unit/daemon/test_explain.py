@@ -18,7 +18,10 @@ def test_the_daemon_answers_with_a_status(name: str, is_on: bool, status: int, s
 
 def test_the_daemon_says_that_a_service_does_not_fit() -> None:
     _, body = explainer(FakeReconciler()).answer(*NAME)
-    assert body["problems"] == ["table slots_v4 has no room for it: what it had in the tables before stays"]
+    assert body["problems"] == [
+        "table slots_v4 has no room for it: what it had in the tables before stays",
+        "the slots have no room for its Maglev table: it is balanced at random",
+    ]
 
 
 def test_the_daemon_knows_nothing_before_it_has_read_the_cluster() -> None:
