@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from kproxy_ebpf.cli.common import Command, Seconds, bpffs_option, option
+from kproxy_ebpf.contract.maps import FLOW_TABLES, SERVICE_TABLES
 from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.errors import UsageError
 
@@ -18,7 +19,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 SIZES = Constants()
-TABLES = ("frontends", "backends", "slots", "flows", "affinity", "source_ranges")
+TABLES = (*SERVICE_TABLES, *FLOW_TABLES)
 
 
 def _size(flag: str, default: int, what: str) -> Callable[[Command], Command]:
