@@ -42,7 +42,8 @@ def _size(flag: str, default: int, what: str) -> Callable[[Command], Command]:
         help="Serve the Services that label service-proxy-name gives to NAME. [default: those without it]")  # fmt: skip
 @option("--sync-period", type=Seconds(1), default=30.0, show_default=True, metavar="SECONDS",
         help="The longest a change may take to be written; /healthz fails after twice this.")  # fmt: skip
-@option("--health-address", default=":10356", show_default=True, metavar="HOST:PORT", help="Serves /healthz, /livez.")
+@option("--health-address", default=":10356", show_default=True, metavar="HOST:PORT",
+        help="Serves /healthz, /livez and /readyz.")  # fmt: skip
 @option("--metrics-address", default="127.0.0.1:10349", show_default=True, metavar="HOST:PORT", help="Serves /metrics.")
 @_size("--max-frontends", SIZES.frontends_max, "frontends (VIP, port and protocol)")
 @_size("--max-backends", SIZES.backends_max, "backends")

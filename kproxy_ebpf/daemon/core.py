@@ -45,6 +45,9 @@ from kproxy_ebpf.reconcile.services import Reconciler
 log = structlog.get_logger(__name__)
 
 SOURCE_REPORT_SECONDS = 0.5
+NOT_LOADED = "the programs are not yet loaded"
+NOT_SYNCED = "the cluster's state is not yet in the tables"
+NOT_ON_LINKS = "the programs are not yet on the links of all pods"
 COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of the time of a first sync
 
 
@@ -86,7 +89,7 @@ class Daemon:
             stack.enter_context(NodeLock(options.bpffs))
             stack.push_async_callback(self.status.finish)  # after all parts have ended
             explainer = Explainer(options.node_name, lambda: self.keeper.current.mode.is_on, lambda: self._reconciler)
-            health = health_app(self.health, self.metrics)
+            health = health_app(self.health, self.metrics, self._missing)
             metrics = metrics_app(self.metrics.registry, explainer.answer)
             await stack.enter_async_context(serving(health, options.health_address, "--health-address"))
             await stack.enter_async_context(serving(metrics, options.metrics_address, "--metrics-address"))
@@ -187,6 +190,17 @@ class Daemon:
                 self._conflicts.tell_new(self._reconciler.conflicts, self._reconciler.snapshot.services)
             if self._reconciler.first_sync_done:
                 self._synced.set()
+
+    def _missing(self) -> dict[str, str]:
+        """What this node still lacks before it is served as the settings say, by topic."""
+        if self._reconciler is None or self._modes is None:
+            return {"programs": self.health.problems.get("programs", NOT_LOADED)}
+        missing = self._modes.missing()
+        if not self._reconciler.first_sync_done:
+            missing["first-sync"] = NOT_SYNCED
+        if not missing and not self.health.synced:
+            missing["links"] = NOT_ON_LINKS
+        return missing
 
     @property
     def _plan_settings(self) -> PlanSettings:

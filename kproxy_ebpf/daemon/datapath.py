@@ -40,6 +40,7 @@ class Datapath:
 
     def __init__(self, generation: Generation, method: Method, capacities: Capacities, cgroup: Path | None) -> None:
         self.generation = generation
+        self.has_taken_over = False
         self.flows = Flows(generation)
         self.sockets = Sockets(generation, cgroup)
         self._capacities = capacities
@@ -67,6 +68,7 @@ class Datapath:
     async def take_over(self) -> None:
         """Make this generation the one in force, on every link; remove all others. Raises OSError."""
         await asyncio.to_thread(self._take_over)
+        self.has_taken_over = True
 
     def _take_over(self) -> None:
         take_over(self.generation, (self.uplink_attacher, self.attacher), self.sockets.swap)

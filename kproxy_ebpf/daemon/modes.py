@@ -46,8 +46,8 @@ def switches_of(settings: Settings, *, has_sockets: bool) -> Switches:
 class ModeSwitch:
     """Puts the mode of the settings into force: `follow` switches, `guard` repairs, `links` attaches and detaches.
 
-    `forwarding` keeps what redirect needs to know. Run all four as tasks; `switched` says that the settings of the
-    start are in force.
+    `forwarding` keeps what redirect needs to know. Run all four as tasks; `switched` says that the settings are in
+    force.
     """
 
     def __init__(
@@ -75,6 +75,17 @@ class ModeSwitch:
     def is_on(self) -> bool:
         """True if new connections need the programs at the links."""
         return bool(self._wanted & _AT_LINKS)
+
+    def missing(self) -> dict[str, str]:
+        """What still keeps the mode from being in force, by topic. Links count in modes that need programs there."""
+        missing = {}
+        if not self._datapath.has_taken_over:
+            missing["datapath"] = "the programs have not yet taken over this node"
+        if not self.switched.is_set():
+            missing["mode"] = f"mode {self._keeper.current.mode} is not yet in force"
+        if self.is_on and self.links.failed:
+            missing["links"] = self._failures_sentence()
+        return missing
 
     @property
     def cgroup(self) -> str | None:
@@ -169,6 +180,7 @@ class ModeSwitch:
         return not self._drained and self._keeper.current.is_pod_interface(link)
 
     def _on_settings(self, _: SettingsKeeper) -> None:
+        self.switched.clear()
         self._changed_settings.set()
         self.links.reconsider()
         self.forwarding.wake()
@@ -181,7 +193,9 @@ class ModeSwitch:
         self._tell_failures()
 
     def _tell_failures(self) -> None:
-        failed = self.links.failed
-        sentence = f"{len(failed)} links without programs, such as: {next(iter(failed.values()))}" if failed else None
-        self._health.problem("links", sentence)
+        self._health.problem("links", self._failures_sentence() if self.links.failed else None)
         self._changed()
+
+    def _failures_sentence(self) -> str:
+        failed = self.links.failed
+        return f"{len(failed)} links without programs, such as: {next(iter(failed.values()))}"

@@ -1,4 +1,4 @@
-"""What /healthz and /livez answer, by kube-proxy's rules.
+"""What /healthz and /livez answer, by kube-proxy's rules, and /readyz, by our own.
 
 Pure state with injected clocks. Healthy while starting up and while every queued change is younger than the limit;
 `error` marks trouble that kube-proxy has no word for (a datapath that is missing, a first sync that failed); `problem`
@@ -8,7 +8,7 @@ marks trouble that an operator should see and traffic survives (a bad setting, a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -75,6 +75,13 @@ class Health:
         body = self._body(self.healthy)
         times = {key: body.pop(key) for key in ("lastUpdated", "currentTime")}
         return _status(self.healthy), {**times, "nodeEligible": self.node_eligible, **body}
+
+    def readyz(self, missing: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        """Status and body of /readyz: whether this node is served as its settings say. That the node is being deleted
+        does not matter. `missing`: what is still to be done before that, by topic.
+        """
+        ready = self.alive and not missing
+        return _status(ready), {**self._body(ready), "ready": ready, "missing": dict(missing)}
 
     def _body(self, good: bool) -> dict[str, Any]:
         # lastUpdated is the current time while healthy, as kube-proxy answers for old readers' sake.

@@ -74,6 +74,7 @@ class Metrics:
         registry = self.registry
         self.build = Info("kproxy_ebpf_build", "What runs here", registry=registry)
         self.build.info({"version": __version__})
+        self.readyz = Counter("kproxy_ebpf_readyz_total", "Answers of /readyz", ["code"], registry=registry)
         self.map_writes = Counter(
             "kproxy_ebpf_map_writes_total", "Entries written or removed in a table", ["table"], registry=registry
         )

@@ -1,5 +1,5 @@
-"""The two HTTP servers: /healthz and /livez for kubelet and load balancers, /metrics for Prometheus and /explain for
-the commands.
+"""The two HTTP servers: /healthz, /livez and /readyz for kubelet and load balancers, /metrics for Prometheus and
+/explain for the commands.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from typing import Any
@@ -31,8 +31,8 @@ Explain = Callable[[str, str], tuple[int, dict[str, Any]]]
 """From a Service's namespace and name to HTTP status and JSON body."""
 
 
-def health_app(health: Health, metrics: Metrics) -> web.Application:
-    """Serves /healthz and /livez."""
+def health_app(health: Health, metrics: Metrics, missing: Callable[[], Mapping[str, str]]) -> web.Application:
+    """Serves /healthz and /livez, and /readyz: `missing` returns what a node in service still lacks, by topic."""
 
     def handler(answer: Callable[[], tuple[int, dict[str, Any]]], counter: Counter) -> Any:
         async def handle(_: web.Request) -> web.Response:
@@ -47,6 +47,7 @@ def health_app(health: Health, metrics: Metrics) -> web.Application:
     app = web.Application()
     app.router.add_get("/healthz", handler(health.healthz, metrics.healthz))
     app.router.add_get("/livez", handler(health.livez, metrics.livez))
+    app.router.add_get("/readyz", handler(lambda: health.readyz(missing()), metrics.readyz))
     return app
 
 

@@ -107,6 +107,14 @@ def test_the_ports_are_not_kube_proxys(template):
     assert not KUBE_PROXY_PORTS & set(ports.values())
 
 
+def test_the_probes_answer_and_a_rolling_update_waits_for_what_is_in_force(world, template):
+    (container,) = template["containers"]
+    paths = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+    port = {port["name"]: port["containerPort"] for port in container["ports"]}["health"]
+    assert {path: world.daemon.get(path, port)[0] for path in paths.values()} == {"/livez": 200, "/readyz": 200}
+
+
 def test_a_pod_comes_to_every_node_whatever_its_taints(world, applied):
     taint = {"spec": {"taints": [{"key": "dedicated", "value": "x", "effect": "NoSchedule"}]}}
     applied.api("PATCH", object_path("Node", "node2"), taint)

@@ -36,6 +36,23 @@ def test_the_status_is_this_daemons_from_the_start(bpffs: Path) -> None:
     assert told["settings"] == {}
 
 
+def test_what_a_node_lacks_is_told_step_by_step(bpffs: Path) -> None:
+    daemon = daemon_of(bpffs)
+    assert daemon._missing() == {"programs": "the programs are not yet loaded"}
+    daemon.health.problem("programs", "they are being compiled")
+    assert daemon._missing() == {"programs": "they are being compiled"}
+    of_modes = {"datapath": "not yet"}
+    reconciler, modes = SimpleNamespace(first_sync_done=False), SimpleNamespace(missing=lambda: dict(of_modes))
+    daemon._reconciler, daemon._modes = reconciler, modes  # type: ignore[assignment]
+    assert set(daemon._missing()) == {"datapath", "first-sync"}
+    reconciler.first_sync_done = True
+    assert set(daemon._missing()) == {"datapath"}
+    of_modes.clear()
+    assert set(daemon._missing()) == {"links"}, "until the daemon has seen them all"
+    daemon.health.synced = True
+    assert daemon._missing() == {}
+
+
 async def test_a_source_that_can_not_be_seen_is_told_from_the_start(bpffs: Path) -> None:
     daemon = daemon_of(bpffs)
     cluster: Any = SimpleNamespace(

@@ -51,6 +51,7 @@ class FakeDatapath:
     generation: Any = None
     pins = True
     switches = Switches(0)
+    has_taken_over = True
 
     def __init__(self) -> None:
         self.flows = FakeFlows(self)
@@ -149,6 +150,36 @@ async def test_a_node_without_sockets_is_served_at_tc_and_says_why(datapath: Fak
     assert datapath.switches == Switches.TC
     assert health.problems["sockets"] == "no socket fast path"
     assert subject.is_on
+
+
+async def test_a_mode_is_in_force_after_the_take_over_and_the_switch(datapath: FakeDatapath) -> None:
+    datapath.has_taken_over = False
+    subject, keeper = switch_with("tc", datapath)
+    assert set(subject.missing()) == {"datapath", "mode"}
+    datapath.has_taken_over = True
+
+    async def scenario() -> None:
+        async with asyncio.timeout(5):
+            await subject.switched.wait()
+            assert subject.missing() == {}
+            keeper.offer(lambda: {"mode": "off"})
+            assert subject.missing() == {"mode": "mode off is not yet in force"}
+            await subject.switched.wait()
+        assert subject.missing() == {}
+
+    await while_draining(subject, scenario)
+
+
+@pytest.mark.parametrize(("mode", "counts"), [("tc", True), ("hybrid", True), ("socket", False), ("off", False)])
+async def test_a_link_without_programs_is_missing_where_the_mode_needs_them(
+    datapath: FakeDatapath, mode: str, counts: bool
+) -> None:
+    subject, _ = switch_with(mode, datapath)
+    await while_draining(subject, subject.switched.wait)
+    subject.links.failed[7] = "no room for a program"
+    assert ("no room for a program" in subject.missing().get("links", "")) is counts
+    subject.links.failed.clear()
+    assert subject.missing() == {}
 
 
 def test_mode_socket_takes_programs_off_links_without_flows(datapath: FakeDatapath) -> None:

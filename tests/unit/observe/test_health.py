@@ -65,6 +65,25 @@ def test_a_node_on_its_way_out_fails_healthz_only() -> None:
     assert "nodeEligible" not in body
 
 
+def test_ready_is_who_lacks_nothing() -> None:
+    health = health_at(Clock())
+    status, body = health.readyz({"programs": "not loaded"})
+    assert (status, body["ready"], body["missing"]) == (503, False, {"programs": "not loaded"})
+    assert body["lastUpdated"] == "0001-01-01T00:00:00Z"
+    assert health.healthz()[0] == health.livez()[0] == 200, "a daemon that starts is healthy"
+    status, body = health.readyz({})
+    assert (status, body["ready"], body["missing"]) == (200, True, {})
+
+
+def test_a_node_on_its_way_out_is_ready_and_one_with_an_error_is_not() -> None:
+    health = health_at(Clock())
+    health.node_eligible = False
+    assert health.readyz({})[0] == 200
+    health.error("first-sync", "failed")
+    status, body = health.readyz({})
+    assert (status, body["ready"], body["errors"]) == (503, False, {"first-sync": "failed"})
+
+
 def test_an_error_is_unhealthy_until_it_is_cleared() -> None:
     health = health_at(Clock())
     health.error("datapath", "pins are missing")

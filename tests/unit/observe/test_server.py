@@ -43,7 +43,9 @@ def test_a_bad_address_names_its_flag(text: str) -> None:
 async def test_health_endpoints_answer_and_count() -> None:
     health, metrics = Health(limit_seconds=60), Metrics()
     address = f"127.0.0.1:{free_port()}"
-    async with serving(health_app(health, metrics), address, "--health-address"), ClientSession() as client:
+    missing = {"first-sync": "not yet"}
+    app = health_app(health, metrics, lambda: missing)
+    async with serving(app, address, "--health-address"), ClientSession() as client:
         async with client.get(f"http://{address}/healthz") as answer:
             assert answer.status == 200
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -54,10 +56,20 @@ async def test_health_endpoints_answer_and_count() -> None:
             assert answer.status == 503
         async with client.get(f"http://{address}/livez") as answer:
             assert answer.status == 200
+        async with client.get(f"http://{address}/readyz") as answer:
+            assert answer.status == 503
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Content-Type"] == "application/json"
+            body = await answer.json()
+            assert (body["ready"], body["missing"]) == (False, {"first-sync": "not yet"})
+        missing.clear()
+        async with client.get(f"http://{address}/readyz") as answer:
+            assert answer.status == 200, "asked anew each time, and of a node that is being deleted, too"
     count = metrics.registry.get_sample_value
     assert count("kubeproxy_proxy_healthz_total", {"code": "200"}) == 1
     assert count("kubeproxy_proxy_healthz_total", {"code": "503"}) == 1
     assert count("kubeproxy_proxy_livez_total", {"code": "200"}) == 1
+    assert count("kproxy_ebpf_readyz_total", {"code": "503"}) == count("kproxy_ebpf_readyz_total", {"code": "200"}) == 1
 
 
 async def test_metrics_are_read_from_the_datapath_at_each_scrape() -> None:
@@ -118,7 +130,7 @@ async def test_clients_elsewhere_get_metrics_but_no_explanation(monkeypatch: pyt
 
 
 def health_server(address: str) -> AbstractAsyncContextManager[None]:
-    return serving(health_app(Health(limit_seconds=60), Metrics()), address, "--health-address")
+    return serving(health_app(Health(limit_seconds=60), Metrics(), dict), address, "--health-address")
 
 
 async def test_idle_connections_neither_add_up_nor_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
