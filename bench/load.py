@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kproxy_ebpf.lab import Namespace
+from kproxy_ebpf.lab.cache import cache_folder
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 WARM_UP_SECONDS = 0.2
@@ -23,7 +24,7 @@ URGENT = ("sh", "-c", 'echo -20 2>/dev/null >/proc/self/autogroup; exec nice -n 
 def build() -> Path:
     """The program, compiled if its sources have changed. Raises CalledProcessError."""
     digest = sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kproxy-ebpf" / "bench"
+    cache = cache_folder("bench")
     program = cache / f"load-{digest}"
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)

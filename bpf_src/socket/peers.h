@@ -19,7 +19,7 @@ ASSERT_OFFSET(peers, peers, 8);
 		int (*sk_storage_delete)(void *); \
 		__u32 flags; \
 	}; \
-	__attribute__((section("maps/sk_storage:" FAMILY_PIN(#name)))) struct name##_table_t name = { \
+	__attribute__((section("maps/sk_storage"))) struct name##_table_t name = { \
 		.flags = BPF_F_NO_PREALLOC, \
 	}; \
 	BPF_ANNOTATE_KV_PAIR(name, int, type)

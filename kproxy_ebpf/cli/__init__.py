@@ -10,6 +10,7 @@ import click
 
 from kproxy_ebpf import __version__
 from kproxy_ebpf.cli import check, cleanup, demo, explain, monitor, run, status, tables, trace
+from kproxy_ebpf.cli.compile import compile_programs
 from kproxy_ebpf.errors import KproxyError
 
 EXIT_CODES = """\b
@@ -44,6 +45,7 @@ for command in (
     monitor.monitor,
     cleanup.cleanup,
     demo.demo,
+    compile_programs,
 ):
     commands.add_command(command)
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import click
 
-from kproxy_ebpf.cli.common import bpffs_option, output_option, show_json
+from kproxy_ebpf.cli.common import bpffs_option, cache_option, output_option, show_json
 
 
 @click.command()
 @bpffs_option
+@cache_option
 @output_option
-def check(bpffs: Path, output: str) -> None:
+def check(bpffs: Path, cache_dir: Path | None, output: str) -> None:
     """Say what this node offers and lacks, and what follows."""
     from kproxy_ebpf.datapath.checks import check_node
 
-    checks = check_node(bpffs)
+    checks = check_node(bpffs, cache_dir)
     if output == "json":
         show_json([asdict(each) for each in checks])
     for each in checks if output == "table" else ():

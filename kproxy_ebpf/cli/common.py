@@ -47,6 +47,13 @@ bpffs_option = option(
     help="Where the BPF file system is mounted; what is ours lies below kproxy-ebpf/.",
 )
 
+cache_option = option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="DIR",
+    help="Where compiled programs are kept, a folder of root alone. [default: /var/lib/kproxy-ebpf]",
+)
+
 metrics_address_option = option(
     "--metrics-address",
     default="127.0.0.1:10349",

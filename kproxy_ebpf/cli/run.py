@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kproxy_ebpf.cli.common import Command, Seconds, bpffs_option, option
+from kproxy_ebpf.cli.common import Command, Seconds, bpffs_option, cache_option, option
 from kproxy_ebpf.contract.maps import FLOW_TABLES, SERVICE_TABLES
 from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.errors import UsageError
@@ -35,6 +35,7 @@ def _size(flag: str, default: int, what: str) -> Callable[[Command], Command]:
 @option("--config", type=FILE, metavar="FILE", help="Settings as YAML, watched.")
 @option("--config-map", metavar="NS/NAME", help="Settings as a ConfigMap, watched.")
 @bpffs_option
+@cache_option
 @option("--cgroup", type=FOLDER, metavar="DIR", help="The cgroup v2 tree. [default: found in the mounts]")
 @option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True,
         help="How programs are attached to links; auto takes TCX where the kernel has it.")  # fmt: skip

@@ -48,6 +48,7 @@ SOURCE_REPORT_SECONDS = 0.5
 NOT_LOADED = "the programs are not yet loaded"
 NOT_SYNCED = "the cluster's state is not yet in the tables"
 NOT_ON_LINKS = "the programs are not yet on the links of all pods"
+COMPILING = "the programs are being compiled, for they are not kept on this node; pods are served as before meanwhile"
 COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of the time of a first sync
 
 
@@ -100,12 +101,15 @@ class Daemon:
                 await self._follow_settings(cluster, start_part)
                 backlog = Backlog()
                 start_part("source", cluster.source.run(backlog.feed))
-                datapath = await Datapath.prepare(options)
+                datapath = await Datapath.prepare(options, self._compiling)
                 stack.callback(datapath.close)  # after all parts have ended
                 datapath_reports = DatapathReports(datapath.generation)
                 stack.callback(datapath_reports.close)
                 self.metrics.registry.register(DatapathCollector(datapath_reports.read))
                 await self._serve(cluster, datapath, backlog, start_part)
+
+    def _compiling(self, begins: bool) -> None:
+        self.health.problem("programs", COMPILING if begins else None)
 
     async def _follow_settings(self, cluster: Cluster, start_part: Start) -> None:
         """Read the settings and follow them from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from kproxy_ebpf.daemon.flows import Flows
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
+from kproxy_ebpf.datapath.generations.build import Workshop
+from kproxy_ebpf.datapath.generations.compile import Compiler
 from kproxy_ebpf.datapath.generations.generation import Generation, ensure
+from kproxy_ebpf.datapath.generations.kept import default_folder
 from kproxy_ebpf.datapath.maps.packing import now_seconds
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
@@ -50,11 +54,14 @@ class Datapath:
         self._live = LiveSettings(generation)
 
     @classmethod
-    async def prepare(cls, options: Options) -> Datapath:
-        """Adopt what is pinned, or compile and load. Raises NodeError, LoadError."""
+    async def prepare(cls, options: Options, compiling: Callable[[bool], None]) -> Datapath:
+        """Adopt what is pinned, or load it, and compile it before where it is not kept. Raises NodeError, LoadError.
+
+        `compiling` is called with True when that begins, and with False when it is done.
+        """
         require_kernel()
         began = time.monotonic()
-        generation = await asyncio.to_thread(ensure, options.bpffs, options.constants)
+        generation = await _ensured(options, compiling)
         what = "adopted" if generation.is_current else "built"
         log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
         sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
@@ -129,3 +136,25 @@ class Datapath:
         self._live.close()
         for maps in self._maps.values():
             maps.close()
+
+
+async def _ensured(options: Options, compiling: Callable[[bool], None]) -> Generation:
+    """The generation to be in force. Cancelled, it returns when nothing is written to our pins any more."""
+    loop = asyncio.get_running_loop()
+
+    def tell(begins: bool) -> None:
+        loop.call_soon_threadsafe(compiling, begins)
+
+    compiler = Compiler(tell)
+    workshop = Workshop(options.cache_dir or default_folder(), compiler)
+    work = asyncio.ensure_future(
+        asyncio.to_thread(ensure, options.bpffs, options.constants, sources=None, workshop=workshop)
+    )
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        compiler.stop()
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # StoppedError, as a rule: nobody else asks for it
+        raise

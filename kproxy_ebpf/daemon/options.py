@@ -23,6 +23,7 @@ class Options:
     config: Path | None = None
     config_map: str | None = None
     cgroup: Path | None = None
+    cache_dir: Path | None = None
     attach: str = "auto"
     proxy_name: str = ""
     sync_period: float = 30.0

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kproxy_ebpf.datapath.generations import bpffs
-from kproxy_ebpf.datapath.generations.sources import source_folder
+from kproxy_ebpf.datapath.generations.build import shipped_folder
+from kproxy_ebpf.datapath.generations.kept import default_folder, digest_of, find
+from kproxy_ebpf.datapath.generations.sources import Constants, KernelFeatures, read_source, source_folder
 from kproxy_ebpf.datapath.sockets.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux import libbpf
@@ -34,15 +36,20 @@ class Check:
     required: bool = True
 
 
-def check_node(folder: Path = bpffs.DEFAULT) -> list[Check]:
-    """All facts about this node, most basic first. `folder` is where bpffs is, or is to be mounted."""
+def check_node(folder: Path = bpffs.DEFAULT, kept: Path | None = None) -> list[Check]:
+    """All facts about this node, most basic first.
+
+    `folder` is where bpffs is, or is to be mounted; `kept` where compiled programs are.
+    """
+    programs = _programs(kept or default_folder())
     checks: list[Callable[[], Check]] = [
         _privileges,
         _kernel,
         lambda: _bpffs(folder),
         _libbpf,
-        _bcc,
-        _headers,
+        lambda: programs,
+        lambda: _bcc(required=not programs.ok),
+        lambda: _headers(required=not programs.ok),
         _sources,
         _tcx,
         _redirect,
@@ -82,22 +89,39 @@ def _libbpf() -> Check:
     return Check("libbpf", ok=True, detail=f"libbpf.so.1, {cpus} possible CPUs")
 
 
-def _bcc() -> Check:
+def _programs(kept: Path) -> Check:
+    """Whether the next start finds compiled programs, for tables of the default sizes or any other."""
+    told: list[str] = []
+    consequence = "the next start compiles them"
+    try:
+        digest = digest_of(read_source(source_folder(), Constants()).texts(KernelFeatures.here()))
+        for folder in (kept, shipped_folder()):
+            if find([folder], digest, told.append):
+                return Check("programs", ok=True, detail=f"compiled, in {folder}")
+    except NodeError as error:
+        told.append(str(error))
+    detail = "; ".join(told) or f"not compiled in {kept}"
+    return Check("programs", ok=False, detail=detail, consequence=consequence, required=False)
+
+
+def _bcc(required: bool) -> Check:
     """In a child: bcc is too big to be imported here."""
     command = [sys.executable, "-c", "import bcc; print(bcc.__version__)"]
     child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if child.returncode == 0:
-        return Check("bcc", ok=True, detail=child.stdout.strip())
+        return Check("bcc", ok=True, detail=child.stdout.strip(), required=required)
     last = (child.stderr.strip().splitlines() or ["it could not be imported"])[-1]
-    return Check("bcc", ok=False, detail=last, consequence="programs can't be compiled: apt install python3-bpfcc")
+    consequence = "programs can't be compiled: apt install python3-bpfcc"
+    return Check("bcc", ok=False, detail=last, consequence=consequence, required=required)
 
 
-def _headers() -> Check:
+def _headers(required: bool) -> Check:
     try:
         found = find_headers()
     except NodeError as error:
-        return Check("headers", ok=False, detail=str(error), consequence="programs can't be compiled")
-    return Check("headers", ok=True, detail=" + ".join(map(str, found)))
+        consequence = "programs can't be compiled"
+        return Check("headers", ok=False, detail=str(error), consequence=consequence, required=required)
+    return Check("headers", ok=True, detail=" + ".join(map(str, found)), required=required)
 
 
 def _sources() -> Check:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import ssl
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any, Self
 
 import yaml
 
+from kproxy_ebpf.lab.cache import cache_folder
 from kproxy_ebpf.lab.cluster import OUTSIDE4
 from kproxy_ebpf.lab.netns import Namespace, run
 from kproxy_ebpf.lab.wait import until
@@ -46,8 +46,7 @@ def programs() -> Path:
     Raises FileNotFoundError, which names the command that builds them.
     """
     lines = "".join(f"{sha256((TOOLS / name).read_bytes()).hexdigest()}  {name}\n" for name in ("go.mod", "go.sum"))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "kproxy-ebpf" / "control-plane" / sha256(lines.encode()).hexdigest()[:16]
+    folder = cache_folder("control-plane") / sha256(lines.encode()).hexdigest()[:16]
     if not (folder / "kube-apiserver").exists():  # it is built last
         raise FileNotFoundError(f"no control plane in {folder}: make control-plane builds it")
     return folder

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kproxy_ebpf.lab.cache import with_compiled_programs
 from kproxy_ebpf.lab.cluster import Node
 from kproxy_ebpf.lab.manifests import Manifests
 from kproxy_ebpf.lab.wait import until
@@ -61,7 +62,7 @@ class Daemon:
     def launch(self) -> None:
         """Start the process and don't wait for it."""
         with self.log_path.open("a") as log:
-            environment = os.environ | self.environment
+            environment = with_compiled_programs({**os.environ, **self.environment})
             self.process = self.node.popen(self.arguments(), stdout=log, stderr=subprocess.STDOUT, env=environment)
 
     def start(self) -> None:

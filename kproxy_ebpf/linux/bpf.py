@@ -95,8 +95,18 @@ class Map(Descriptor):
         self._value_size = stride * possible_cpus() if raw.type == PERCPU_ARRAY else raw.value_size
 
     @classmethod
-    def create(cls, name: str, type_: int, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> Self:
-        options = libbpf.MapCreateOptions(size=ctypes.sizeof(libbpf.MapCreateOptions), map_flags=flags)
+    def create(
+        cls,
+        name: str,
+        type_: int,
+        key_size: int,
+        value_size: int,
+        max_entries: int,
+        flags: int = 0,
+        btf: tuple[int, int, int] = (0, 0, 0),
+    ) -> Self:
+        """Make a map. `btf`: a descriptor of loaded BTF, and the ids there of the types of key and value."""
+        options = libbpf.MapCreateOptions(size=ctypes.sizeof(libbpf.MapCreateOptions), map_flags=flags, btf=(*btf, 0))
         kernel_name = name.encode()[:15]
         arguments = (type_, kernel_name, key_size, value_size, max_entries, ctypes.byref(options))
         return cls(call("bpf_map_create", name, *arguments), name)

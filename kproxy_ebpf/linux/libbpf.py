@@ -22,6 +22,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bpf_obj_get": (c_char_p,),
     "bpf_obj_pin": (c_int, c_char_p),
     "bpf_obj_get_info_by_fd": (c_int, c_void_p, U32_POINTER),
+    "bpf_btf_load": (c_char_p, c_size_t, c_void_p),
+    "bpf_prog_load": (c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p),
+    "libbpf_find_vmlinux_btf_id": (c_char_p, c_uint32),
     "bpf_map_create": (c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p),
     "bpf_map_lookup_elem": (c_int, c_char_p, c_void_p),
     "bpf_map_update_elem": (c_int, c_char_p, c_char_p, c_uint64),
@@ -49,6 +52,31 @@ class MapCreateOptions(ctypes.Structure):
         ("map_extra", c_uint64),
         ("numa_node", c_uint32),
         ("map_ifindex", c_uint32),
+    )
+
+
+class ProgramLoadOptions(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+        ("attach_prog_fd", c_uint32),
+        ("attach_btf_obj_fd", c_uint32),
+        ("fd_array", c_void_p),
+        ("func_info", c_void_p),
+        ("func_info_count", c_uint32),
+        ("func_info_record_size", c_uint32),
+        ("line_info", c_void_p),
+        ("line_info_count", c_uint32),
+        ("line_info_record_size", c_uint32),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log", c_void_p),
     )
 
 

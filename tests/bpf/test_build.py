@@ -15,8 +15,10 @@ import pytest
 from generations import change
 
 from kproxy_ebpf.contract.layouts import Switches
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.contract.programs import LISTING_PROGRAMS
 from kproxy_ebpf.datapath.generations.generation import Generation, current, ensure
+from kproxy_ebpf.datapath.generations.kept import default_folder
 from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.datapath.maps.settings import LiveSettings
@@ -65,19 +67,35 @@ def test_leftovers_of_a_killed_build(filled: Generation, bpffs: Path, small: Con
     assert current(bpffs) == Generation(second.path)
 
 
-def test_a_build_killed_midway(bpffs: Path, small: Constants, tmp_path: Path) -> None:
-    """The child dies with the builder, and what they left does not disturb the next build."""
+def building(bpffs: Path, kept: Path) -> subprocess.Popen[bytes]:
+    """A process that builds a generation with compiled programs from `kept`."""
     script = "import sys; from pathlib import Path; from kproxy_ebpf.datapath.generations.generation import ensure\n"
     script += "from kproxy_ebpf.datapath.generations.sources import Constants\n"
     script += "ensure(Path(sys.argv[1]), Constants(flows_max=1024))"
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    builder = subprocess.Popen([sys.executable, "-c", script, str(bpffs)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(bpffs)], env=os.environ | {"KPROXY_CACHE_DIR": str(kept)}
+    )
+
+
+def test_a_build_killed_while_it_compiles(bpffs: Path, small: Constants, tmp_path: Path) -> None:
+    """Its children die with it, and what it left does not disturb the next."""
+    builder = building(bpffs, tmp_path)
     children = Path(f"/proc/{builder.pid}/task/{builder.pid}/children")
-    until(lambda: bool(list(bpffs.glob("kproxy-ebpf/new-*/maps/*"))))
-    child = int(children.read_text())
+    until(lambda: len(children.read_text().split()) == len(FAMILIES))
+    compilers = [int(pid) for pid in children.read_text().split()]
     builder.kill()
     builder.wait()
-    until(lambda: not is_running(child))
+    until(lambda: not any(map(is_running, compilers)))
+    generation = ensure(bpffs, small)
+    assert generation.is_complete
+    assert [path.name for path in generation.root.glob("*-*")] == []
+
+
+def test_a_build_killed_while_it_loads(bpffs: Path, small: Constants, generation: Generation) -> None:
+    builder = building(bpffs, default_folder())
+    until(lambda: bool(list(bpffs.glob("kproxy-ebpf/new-*/maps/*"))))
+    builder.kill()
+    builder.wait()
     generation = ensure(bpffs, small)
     assert generation.is_complete
     assert [path.name for path in generation.root.glob("*-*")] == []

@@ -24,7 +24,7 @@ from kproxy_ebpf.contract.maps import FAMILIES, FAMILY_MAPS, SHARED_MAPS, pinned
 from kproxy_ebpf.contract.programs import PROGRAMS, SOCKET_PROGRAMS
 from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations import bpffs
-from kproxy_ebpf.datapath.generations.build import build
+from kproxy_ebpf.datapath.generations.build import Workshop
 from kproxy_ebpf.datapath.generations.migrate import (
     copy_flows,
     copy_missing_flows,
@@ -167,7 +167,9 @@ def current(bpffs_folder: Path) -> Generation | None:
     return _in_force(bpffs_folder / bpffs.ROOT)
 
 
-def ensure(bpffs_folder: Path, constants: Constants, sources: Path | None = None) -> Generation:
+def ensure(
+    bpffs_folder: Path, constants: Constants, sources: Path | None = None, workshop: Workshop | None = None
+) -> Generation:
     """The generation of these constants and of the C sources: adopted where it is in force, else built, not activated.
 
     The caller holds the NodeLock. Raises NodeError, LoadError.
@@ -179,7 +181,7 @@ def ensure(bpffs_folder: Path, constants: Constants, sources: Path | None = None
         return in_force
     for leftover in root.glob(f"{_NEW}*"):
         leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
-    return _build_beside(root, source, in_force)
+    return _build_beside(root, source, in_force, workshop or Workshop())
 
 
 def remove_all(bpffs_folder: Path) -> None:
@@ -189,12 +191,12 @@ def remove_all(bpffs_folder: Path) -> None:
         shutil.rmtree(root)
 
 
-def _build_beside(root: Path, source: SourceText, previous: Generation | None) -> Generation:
+def _build_beside(root: Path, source: SourceText, previous: Generation | None, workshop: Workshop) -> Generation:
     folder, done = root / f"{_NEW}{source.digest}", root / source.digest
     try:
         for name in ("", "maps", "programs"):
             (folder / name).mkdir(mode=0o700)
-        build(source, folder, previous.path if previous else None)
+        workshop.build(source, folder, previous.path if previous else None)
         _check_complete(Generation(folder))
         if previous is not None:
             copy_settings(previous.path, folder)

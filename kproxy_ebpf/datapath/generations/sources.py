@@ -1,4 +1,4 @@
-"""The C sources as the one text that BCC compiles, and the constants that specialise it.
+"""The C sources as the one text that BCC compiles, and what specialises it: the running kernel's features.
 
 BCC rewrites map methods in the main text only, so quoted includes are spliced into it; `#line` keeps compiler errors
 pointing at the real file.
@@ -11,9 +11,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.kernel import kernel_version, lists_sockets, redirects, tells_mptcp
 
@@ -21,12 +22,13 @@ MAIN = "main.c"
 # Exact to a few milliseconds and 20 ns cheaper; the programs count in seconds.
 _COARSE_CLOCK = (5, 11)
 _SET_RETVAL = (5, 18)  # without it a socket's connect() can only be refused with EPERM, which nobody expects
+_GIVEN_LATER = 1  # a size that is put in when the map is made: nodes with other sizes run the same programs
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Sizes of the tables, per family; fixed when the programs are compiled. `events_bytes` is a power of two."""
+    """Sizes of the tables, per family; fixed when the tables are made. `events_bytes` is a power of two."""
 
     frontends_max: int = 131072
     slots_max: int = 1048576
@@ -43,8 +45,35 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelFeatures:
+    """What the programs can use of a kernel. The defaults are those of Linux 5.10."""
+
+    coarse_clock: bool = False
+    checks_mtu: bool = False
+    refuses_at_connect: bool = False
+    tells_mptcp: bool = False
+    lists_sockets: bool = False
+
+    @classmethod
+    def here(cls) -> KernelFeatures:
+        """Those of the running kernel."""
+        version = kernel_version()
+        return cls(version >= _COARSE_CLOCK, redirects(), version >= _SET_RETVAL, tells_mptcp(), lists_sockets())
+
+
+def kernels() -> list[KernelFeatures]:
+    """Every kernel that there is, as far as programs differ: what an image is given programs for."""
+    described = [KernelFeatures(coarse_clock=True, checks_mtu=True, lists_sockets=True)]
+    described.append(replace(described[-1], refuses_at_connect=True))
+    described.append(replace(described[-1], tells_mptcp=True))
+    # Without BTF, sockets can't be listed; MPTCP is told with BTF only, and left out of many kernels.
+    plain = [KernelFeatures(), KernelFeatures(coarse_clock=True)]
+    return plain + [replace(kernel, tells_mptcp=False, lists_sockets=False) for kernel in described[:2]] + described
+
+
+@dataclass(frozen=True, slots=True)
 class SourceText:
-    """The spliced text and its constants; `digest` names what is compiled from them, on any node."""
+    """The spliced text and the node's constants; `digest` names the generation that is made of them."""
 
     text: str
     constants: Constants
@@ -53,21 +82,24 @@ class SourceText:
     def digest(self) -> str:
         return hashlib.sha256(f"{astuple(self.constants)}\n{self.text}".encode()).hexdigest()[:16]
 
-    def for_family(self, family: int, pin_folder: Path) -> str:
-        """The text for one address family (4 or 6), with maps pinned in `pin_folder`."""
+    def for_family(self, family: int, kernel: KernelFeatures) -> str:
+        """The text that is compiled for one address family (4 or 6)."""
         defines = {
             "ADDRESS_WORDS": {4: 1, 6: 4}[family],
             "IP_FAMILY": family,
-            "FAMILY_SUFFIX": f'"_v{family}"',
-            "PIN_DIR": f'"{pin_folder}"',
-            "CHECK_MTU(...)": "bpf_check_mtu(__VA_ARGS__)" if redirects() else "-1",
-            "COARSE_CLOCK": "bpf_ktime_get_coarse_ns" if kernel_version() >= _COARSE_CLOCK else "bpf_ktime_get_ns",
-            "REFUSES_AT_CONNECT": int(kernel_version() >= _SET_RETVAL),
-            "MPTCP_IS_TOLD": int(tells_mptcp()),
-            "LISTS_SOCKETS": int(lists_sockets()),
+            "CHECK_MTU(...)": "bpf_check_mtu(__VA_ARGS__)" if kernel.checks_mtu else "-1",
+            "COARSE_CLOCK": "bpf_ktime_get_coarse_ns" if kernel.coarse_clock else "bpf_ktime_get_ns",
+            "REFUSES_AT_CONNECT": int(kernel.refuses_at_connect),
+            "MPTCP_IS_TOLD": int(kernel.tells_mptcp),
+            "LISTS_SOCKETS": int(kernel.lists_sockets),
+            **dict.fromkeys(map(str.upper, Constants.__dataclass_fields__), _GIVEN_LATER),
+            "POD_LINKS_MAX": self.constants.pod_links_max,  # the programs count with it, too
         }
-        defines |= {name.upper(): getattr(self.constants, name) for name in Constants.__dataclass_fields__}
         return "".join(f"#define {name} {value}\n" for name, value in defines.items()) + self.text
+
+    def texts(self, kernel: KernelFeatures) -> dict[int, str]:
+        """What is compiled for a kernel, by family."""
+        return {family: self.for_family(family, kernel) for family in FAMILIES}
 
 
 def source_folder() -> Path:

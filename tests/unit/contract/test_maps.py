@@ -17,8 +17,9 @@ from kproxy_ebpf.plan.tables.services import Capacities
 SOURCES = source_folder()
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _TABLE = re.compile(
-    r'BPF_TABLE_PINNED\("(?P<kind>\w+)", (?P<key>[\w ]+), (?P<value>[\w ]+), (?P<name>\w+), (?P<size>\w+),\s+'
-    r'(?P<pin>\w+)_PIN\("(?P<pinned>\w+)"\),\s+\w+\);'
+    r'^(?P<whose>FAMILY|SHARED)_TABLE\("(?P<kind>\w+)", (?P<key>[\w ]+), (?P<value>[\w ]+), (?P<name>\w+), '
+    r"(?P<size>\w+), \w+\);$",
+    re.MULTILINE,
 )
 
 
@@ -38,10 +39,9 @@ def test_each_table_has_its_row() -> None:
     }
     declared = list(_TABLE.finditer(source("maps.h")))
     assert ours == {
-        table["name"]: (in_python(table["key"]), in_python(table["value"]), table["size"], table["pin"] == "SHARED")
+        table["name"]: (in_python(table["key"]), in_python(table["value"]), table["size"], table["whose"] == "SHARED")
         for table in declared
     }
-    assert all(table["name"] == table["pinned"] for table in declared)
     arrays_of_programs = {table["name"] for table in declared if table["kind"] == "prog"}
     assert set(maps.of_group(Group.FIXED)) == arrays_of_programs | {"schema"}
 
@@ -55,7 +55,7 @@ def test_each_storage_has_its_row() -> None:
 def test_the_ring_buffer_has_its_row() -> None:
     (events,) = (row for row in MAPS if row.name == "events")
     text = source("maps.h")
-    assert 'maps/ringbuf:" SHARED_PIN("events")' in text
+    assert 'section("maps/ringbuf"))) struct events_table_t events = {' in text
     assert f".max_entries = {events.size}," in text
     assert events.is_shared
 

@@ -70,6 +70,26 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not found["bpffs"].required, "run mounts it"
 
 
+def test_what_the_next_start_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = {check.name: check for check in checks.check_node(tmp_path, tmp_path)}
+    assert (found["programs"].ok, found["programs"].required) == (False, False)
+    assert found["programs"].detail == f"not compiled in {tmp_path}"
+    assert "compiles" in found["programs"].consequence
+    assert found["bcc"].required
+    assert found["headers"].required
+    monkeypatch.setattr(checks, "find", lambda folders, *_: folders[0] == tmp_path)
+    found = {check.name: check for check in checks.check_node(tmp_path, tmp_path)}
+    assert (found["programs"].ok, found["programs"].detail) == (True, f"compiled, in {tmp_path}")
+    assert not found["bcc"].required
+    assert not found["headers"].required
+
+
+def test_why_compiled_programs_will_not_do_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    found = {check.name: check for check in checks.check_node(tmp_path, tmp_path)}
+    assert "other users may write" in found["programs"].detail
+
+
 def test_where_cgroup2_is(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("cgroup /a cgroup rw 0 0\ncgroup2 /sys/my\\040groups cgroup2 rw 0 0\n")

@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.datapath.generations.sources import Constants, SourceText, read_source, source_folder
+from kproxy_ebpf.datapath.generations.sources import (
+    Constants,
+    KernelFeatures,
+    SourceText,
+    kernels,
+    read_source,
+    source_folder,
+)
 from kproxy_ebpf.errors import NodeError
 
 
@@ -55,14 +63,39 @@ def test_the_digest_names_text_and_constants(folder: Path) -> None:
 
 @pytest.mark.parametrize(("family", "words"), [(4, 1), (6, 4)])
 def test_constants_stand_before_the_text(family: int, words: int) -> None:
-    text = SourceText("rest", Constants(flows_max=7)).for_family(family, Path("/pins/maps"))
+    source = SourceText("rest", Constants(flows_max=7, pod_links_max=9))
+    text = source.for_family(family, KernelFeatures(refuses_at_connect=True))
     *defines, last = text.splitlines()
     assert last == "rest"
     values = dict(line.removeprefix("#define ").split(" ", 1) for line in defines)
     assert values["ADDRESS_WORDS"] == str(words)
     assert values["IP_FAMILY"] == str(family)
-    assert (values["FAMILY_SUFFIX"], values["PIN_DIR"]) == (f'"_v{family}"', '"/pins/maps"')
-    assert values["FLOWS_MAX"] == "7"
+    assert (values["REFUSES_AT_CONNECT"], values["LISTS_SOCKETS"]) == ("1", "0")
+    assert values["POD_LINKS_MAX"] == "9"
+    assert source.texts(KernelFeatures(refuses_at_connect=True))[family] == text
+
+
+def test_nodes_with_tables_of_other_sizes_run_the_same_programs() -> None:
+    sizes = {field.name: 7 for field in fields(Constants) if field.name != "pod_links_max"}
+    texts = [SourceText("", constants).texts(KernelFeatures()) for constants in (Constants(), Constants(**sizes))]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("release", [(5, 10), (5, 11), (5, 12), (5, 15), (5, 18), (5, 19), (6, 1), (7, 0)])
+def test_an_image_has_programs_for_every_kernel(monkeypatch: pytest.MonkeyPatch, release: tuple[int, int]) -> None:
+    for module in ("linux.kernel", "datapath.generations.sources"):
+        monkeypatch.setattr(f"kproxy_ebpf.{module}.kernel_version", lambda: release)
+    for has_btf, has_mptcp in product((False, True), repeat=2):
+        monkeypatch.setattr("kproxy_ebpf.linux.kernel._BTF", Path("/") if has_btf else Path("/nowhere"))
+        monkeypatch.setattr("kproxy_ebpf.linux.kernel._MPTCP", Path("/") if has_mptcp else Path("/nowhere"))
+        assert KernelFeatures.here() in kernels()
+    assert len(kernels()) == len(set(kernels())) == 7
+
+
+@pytest.mark.parametrize("feature", [field.name for field in fields(KernelFeatures)])
+def test_what_a_kernel_lacks_makes_another_text(feature: str) -> None:
+    source = SourceText("", Constants())
+    assert source.texts(KernelFeatures(**{feature: True})) != source.texts(KernelFeatures())
 
 
 def test_every_constant_is_used_by_the_sources() -> None:
