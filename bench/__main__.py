@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import budget, churn, growth, plots, report, traffic
+from bench import budget, churn, growth, plots, report, start, traffic
 from bench.paths import PATHS
 from bench.plan import FULL, QUICK, Plan
 from bench.run import RESULTS, Run
@@ -17,6 +17,7 @@ from bench.run import RESULTS, Run
 TABLES: dict[str, Callable[[Run, Plan], None]] = {
     "traffic": traffic.measure,
     "programs": budget.measure,
+    "start": start.measure,
     "services": growth.measure_services,
     "churn": churn.measure,
     "two-nodes": traffic.measure_two_nodes,

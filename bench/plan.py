@@ -24,6 +24,7 @@ class Plan:
     two_node_workloads: tuple[Workload, ...]
     grown_paths: tuple[str, ...]  # beside the baseline
     services: tuple[int, ...]
+    starts: tuple[int, ...]  # with how many Services
     pods: tuple[int, ...]
     backends: tuple[int, ...]
     all_cores: bool
@@ -46,6 +47,7 @@ QUICK = Plan(
     two_node_workloads=TCP,
     grown_paths=(BEST, NFTABLES, IPTABLES),
     services=(1, 5000),
+    starts=(1, 10_000),
     pods=(),
     backends=(),
     all_cores=False,
@@ -65,6 +67,7 @@ FULL = Plan(
     two_node_workloads=(*TCP, *UDP, BULK),
     grown_paths=(PLAIN, BEST, NFTABLES, IPTABLES),
     services=(1, 1000, 5000, 50_000),
+    starts=(1, 10_000),
     pods=(1, 30, 156),
     backends=(1, 30, 1000),
     all_cores=True,

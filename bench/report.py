@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
-from bench import churn, growth, reach, tables, traffic
+from bench import churn, growth, reach, start, tables, traffic
 from bench.run import Run, machine_line
 from bench.samples import RATE, Samples
 from bench.tables import label, number, ratio, table
@@ -32,6 +33,7 @@ def markdown(run: Run, plots: Iterable[str] = ()) -> str:
         *_section("Growth: pods on the node", _growth(samples, growth.PODS), None),
         *_section("Growth: backends of the Service", _growth(samples, growth.BACKENDS), None),
         *_section("While Services change", _churn(samples, run), pictures.get("churn")),
+        *_section("From start to first effect", [_starts(run)], None),
         *_section("Proxies", [_weights(run), _freshness(run)], None),
         *_section("This run", [_durations(run), *(f"- {note}" for note in run.notes)], None),
     ]
@@ -129,6 +131,26 @@ def _churn(samples: Samples, run: Run) -> list[str]:
     ]
 
 
+def _starts(run: Run) -> str:
+    """The median of all starts of a kind; None where one had no effect."""
+    starts = [each for each in run.weights if each.table == start.TABLE]
+    rows = []
+    for services, way in dict.fromkeys((each.services, each.setting) for each in starts):
+        these = [each for each in starts if (each.services, each.setting) == (services, way)]
+        seconds = [each.seconds_to_effect for each in these if each.seconds_to_effect]
+        rows.append(
+            [
+                way,
+                f"{services:,}",
+                f"{median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})" if seconds else these[0].note,
+                f"{max(each.peak or 0 for each in these) * reach.MIB:.0f} MB",
+                f"{median(each.rss for each in these) * reach.MIB:.0f} MB",
+            ]
+        )
+    headers = ["start", "Services", "to the first effect (all)", "peak, children included (PSS)", "then (RSS)"]
+    return table(headers, rows)
+
+
 def _weights(run: Run) -> str:
     rows = [
         [
@@ -139,6 +161,7 @@ def _weights(run: Run) -> str:
             f"{each.seconds_to_effect:.1f} s" if each.seconds_to_effect else each.note,
         ]
         for each in run.weights
+        if each.table != start.TABLE
     ]
     headers = ["proxy", "Services", "table", "memory (RSS; PSS)", "start to first effect"]
     return table(headers, rows)

@@ -34,6 +34,7 @@ class Weight:
     seconds_to_effect: float | None = None
     cpu_ms_per_change: float | None = None
     note: str = ""
+    peak: float | None = None  # of the proxy and its children until then, PSS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import MappingProxyType
 
 from bench import load, population
 from bench.load import URGENT
@@ -110,14 +111,16 @@ class Site:
     def ours(self) -> OurProxy | None:
         return next((proxy for proxy in self.proxies if isinstance(proxy, OurProxy)), None)
 
-    def launch(self) -> None:
-        """Start the proxies of all nodes, and don't wait for them."""
+    def launch(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start the proxies of all nodes, our daemons with more in their environment, and don't wait for them."""
         for node in self.nodes if self.path.balances else ():
             add_node_object(self.world.cluster, node)
             if self.path.kube_proxy:
                 self.proxies.append(RealProxy(node, self.world.cluster, self.path.kube_proxy))
             if self.path.settings is not None:
-                self.proxies.append(OurProxy(node, self.world.cluster, self.path.settings))
+                ours = OurProxy(node, self.world.cluster, self.path.settings)
+                ours.environment |= environment
+                self.proxies.append(ours)
         self._launched = time.monotonic()
         for proxy in self.proxies:
             proxy.launch()

@@ -10,22 +10,8 @@ struct peers {
 };
 ASSERT_OFFSET(peers, peers, 8);
 
-/* BCC has no macro for a pinned socket storage. */
-#define SOCKET_STORAGE(name, type) \
-	struct name##_table_t { \
-		int key; \
-		type leaf; \
-		void *(*sk_storage_get)(void *, void *, int); \
-		int (*sk_storage_delete)(void *); \
-		__u32 flags; \
-	}; \
-	__attribute__((section("maps/sk_storage"))) struct name##_table_t name = { \
-		.flags = BPF_F_NO_PREALLOC, \
-	}; \
-	BPF_ANNOTATE_KV_PAIR(name, int, type)
-
-SOCKET_STORAGE(connections, struct peer);
-SOCKET_STORAGE(peers, struct peers);
+BPF_SK_STORAGE(connections, struct peer);
+BPF_SK_STORAGE(peers, struct peers);
 
 /* The peer that `tuple` gets with this backend; its backend_id is 0 if the backend was removed just now. */
 static __always_inline struct peer peer_with(const struct tuple *tuple, __u32 backend_id, __u32 now)

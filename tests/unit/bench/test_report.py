@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import churn, growth, plots, report, traffic
-from bench.paths import BASELINE, BEST, IPTABLES, LOOPBACK, PATHS
+from bench import churn, growth, plots, report, start, traffic
+from bench.paths import BASELINE, BEST, IPTABLES, LOOPBACK, NFTABLES, PATHS
 from bench.run import Cost, Freshness, Run, Step, Weight, rounded
 from bench.samples import BITS, CPU_PER_GB, OFFERED, P50, P99, P999, RATE, Key, Sample
 from bench.tables import in_order
@@ -31,6 +31,8 @@ def run() -> Run:
     made.weights = [
         Weight(traffic.TABLE, "", BEST, 6, 60, 50),
         Weight(growth.SERVICES, "5000", IPTABLES, 5000, 80, 80, 2),
+        *(Weight(start.TABLE, start.KEPT, BEST, 1, 60, 50, seconds, peak=70) for seconds in (0.5, 0.9, 0.7)),
+        Weight(start.TABLE, start.KUBE_PROXY, NFTABLES, 1, 80, 80, note="no effect in 90 s", peak=80),
     ]
     made.costs = [Cost(BEST, "tcp short", "from_pod_v4", 10, 150)]
     made.steps = [Step("known flow", "from_pod_v4", 70, 2153, 10426)]
@@ -50,6 +52,12 @@ def row(text: str, *words: str) -> list[str]:
         if line.startswith("|") and cells[: len(words)] == list(words):
             return cells[len(words) :]
     raise AssertionError(f"no row {words} in\n{text}")
+
+
+def test_starts_of_a_kind_are_one_row() -> None:
+    text = report.markdown(run())
+    assert row(text, start.KEPT) == ["1", "0.70 s (0.50 to 0.90)", "73 MB", "63 MB"]
+    assert row(text, start.KUBE_PROXY)[1] == "no effect in 90 s"
 
 
 def test_a_path_is_told_by_its_ratio_and_the_baseline_by_what_1_stands_for() -> None:
