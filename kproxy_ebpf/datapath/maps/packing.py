@@ -43,6 +43,10 @@ def _code(type_: Any) -> str:
     return f"{sizeof(type_)}s" if issubclass(type_, Array) else _CODES[sizeof(type_)]
 
 
+TUPLE = ("source", "destination", "source_port_be", "destination_port_be", "protocol", "direction")
+
+"""The fields of Layouts.Tuple, in their order."""
+
 _U32_BITS = 32
 _FRONTEND = packer(layouts(4).Frontend, *Frontend._fields)
 
@@ -111,9 +115,6 @@ def codec(family: int) -> Codec:
 def flow_key(family: int, tuple_: FlowTuple) -> bytes:
     """The packed key of the entry for packets of `tuple_`."""
     return codec(family).flow_key.pack(*tuple_fields(tuple_))
-
-
-TUPLE = ("source", "destination", "source_port_be", "destination_port_be", "protocol", "direction")
 
 
 def tuple_fields(tuple_: FlowTuple) -> tuple[bytes, bytes, int, int, int, int]:
