@@ -12,7 +12,7 @@ PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
 # The steps of `make test`, cheapest first: a slip shows in seconds.
 TEST_STEPS := lint type layers unit bpf e2e cluster differential
 
-.PHONY: help contract setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale image clean
+.PHONY: help contract setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale compiled image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,9 +80,12 @@ bench-full: preflight setup-bench control-plane ## all paths and 50,000 Services
 bench-scale: preflight setup-dev control-plane ## the same for 10,000 Services of 20 endpoints; 15 minutes (root)
 	@$(VENV)/python -m bench.scale
 
+compiled: setup ## compile the programs for every kernel into compiled/, where a start from this folder finds them
+	@$(VENV)/kproxy-ebpf compile --output compiled
+
 image: ## build the container image (needs docker or a work-alike)
 	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 clean: ## remove what setup and the tests made in this folder; the user's cache stays
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build compiled *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
