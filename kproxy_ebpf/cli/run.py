@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def run(**flags: Any) -> None:
         raise UsageError("--config-map needs an API server: use --config with --manifests")
     flags["node_name"] = flags["node_name"] or socket.gethostname().lower()
     sizes = {f"{table}_max": flags.pop(f"max_{table}") for table in TABLES}
+    import_structlog()
     from kproxy_ebpf.daemon import Options, start
 
     start(Options(**flags, constants=Constants(**sizes)))
+
+
+def import_structlog() -> None:
+    """Before anybody else does, and without `rich`: structlog takes that in wherever it is installed, for tracebacks on
+    a terminal, and has no option to leave it out. To a daemon it is 3 MB for nothing.
+    """
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # to an import, it is not installed
+    try:
+        import structlog  # noqa: F401
+    finally:
+        del sys.modules["rich"]

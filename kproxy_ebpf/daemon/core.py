@@ -33,6 +33,7 @@ from kproxy_ebpf.daemon.supervise import Start, supervised
 from kproxy_ebpf.datapath.generations.bpffs import NodeLock
 from kproxy_ebpf.errors import ConfigError
 from kproxy_ebpf.kube.source import SettingsState
+from kproxy_ebpf.linux import allocator
 from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
@@ -54,6 +55,7 @@ COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of t
 
 def start(options: Options) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises KproxyError."""
+    allocator.use_one_arena()
     logging.configure()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     _raise_file_limit()
@@ -165,6 +167,7 @@ class Daemon:
         # The cluster's objects stay in memory. The collector need not walk them again: that takes longer than a change.
         gc.collect()
         gc.freeze()
+        allocator.give_back()  # a start needs more than what follows
         self.health.synced = True
         log.info("in force", services=len(reconciler.snapshot.services), links=len(modes.links.attached))
 

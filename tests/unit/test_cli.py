@@ -20,6 +20,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(HEAVY) & set(modules)
 
 
+def test_the_daemon_imports_nothing_that_it_does_not_use() -> None:
+    """As long as these are not asked for: a folder that is watched, an API server."""
+    code = "import sys; from kproxy_ebpf.cli.run import import_structlog as first; first(); import kproxy_ebpf.daemon"
+    listed = f"{code}; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    unused = {"bcc", "kubernetes_asyncio", "pyroute2.ndb", "rich", "sqlite3", "tabulate", "watchfiles"}
+    assert "structlog" in modules
+    assert not unused & set(modules)
+
+
 def test_help_documents_exit_codes() -> None:
     result = CliRunner().invoke(cli.commands, ["--help"])
     assert result.exit_code == 0
