@@ -148,6 +148,7 @@ class Daemon:
             self._plan_settings,
             observer=reports,
         )
+        self.health.queued_since = lambda: reconciler.queued_since
         modes = self._modes = ModeSwitch(datapath, self.keeper, self.metrics, self.health, self._changed)
         self.keeper.listen(lambda _: self._settings_changed(reconciler))
         if datapath.is_ready:

@@ -56,7 +56,6 @@ class Reports(Observer):
 
     def queued(self) -> None:
         self.metrics.last_queued.set(time.time())
-        self.health.queued()
 
     def synced(self, sync: Sync) -> None:
         self.metrics.sync_duration.observe(sync.duration_seconds)
@@ -71,7 +70,7 @@ class Reports(Observer):
         if not sync.pending:
             self.metrics.endpoint_pending.set(0)
             self.metrics.service_pending.set(0)
-            self.health.updated()
+        self.health.updated()
         self._synced_once = True
         self.health.error("first-sync", None)
         if sync.services or sync.writes:

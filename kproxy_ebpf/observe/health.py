@@ -22,27 +22,23 @@ def _utc_now() -> datetime:
 class Health:
     """`limit_seconds` is twice the sync period; `clock` counts seconds monotonically, `now` is the wall's.
 
-    `synced` says that the cluster's state is in force on every link for the first time; healthy starts before that.
+    `queued_since` says (by `clock`) when the oldest change came that is not in the maps, None where there is none: the
+    reconciler knows, however many changes came and went meanwhile. `synced` says that the cluster's state is in force
+    on every link for the first time; healthy starts before that.
     """
 
     limit_seconds: float
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = _utc_now
+    queued_since: Callable[[], float | None] = lambda: None
     node_eligible: bool = True
     synced: bool = False
     errors: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    _oldest_queued: float | None = None
     _last_updated: datetime | None = None
 
-    def queued(self) -> None:
-        """A change waits to be written; only the oldest one counts."""
-        if self._oldest_queued is None:
-            self._oldest_queued = self.clock()
-
     def updated(self) -> None:
-        """Everything queued so far has been written."""
-        self._oldest_queued = None
+        """A batch of changes has been written."""
         self._last_updated = self.now()
 
     def error(self, topic: str, sentence: str | None) -> None:
@@ -56,7 +52,8 @@ class Health:
     @property
     def late_seconds(self) -> float:
         """How long the oldest queued change has waited; 0 without one."""
-        return 0.0 if self._oldest_queued is None else self.clock() - self._oldest_queued
+        since = self.queued_since()
+        return 0.0 if since is None else self.clock() - since
 
     @property
     def alive(self) -> bool:

@@ -127,5 +127,7 @@ class DirtyQueue(Generic[Name]):
 
     def _batch(self) -> Iterator[Name]:
         until = self._clock() + self._timing.batch
-        while self._dirty and self._clock() < until:
+        while self._dirty:
             yield self._dirty.popitem(last=False)[0]
+            if self._clock() >= until:
+                return

@@ -237,3 +237,31 @@ async def test_maglev_that_finds_no_room_is_told_and_tried_again() -> None:
         world.remove(WEB)
         await until(lambda: not world.reconciler.at_random)
         await until(lambda: world.maps.contents.frontends[key("10.96.0.2")].slot_count == 61)
+
+
+async def test_a_queue_that_is_never_empty_does_not_make_old_what_is_young() -> None:
+    world = World(timing=BatchTiming(batch=0))
+    other = service("other", cluster_ips=(packed("10.96.0.2"),))
+    async with running(world):
+        ages, started = [], time.monotonic()
+        for number in range(50):
+            each, name = ((WEB, "web-1"), (other, "other-1"))[number % 2]
+            world.submit(each, slice_of(each, f"1.1.1.{number + 1}", name=name))
+            since = world.reconciler.queued_since
+            assert since is not None  # there is always something
+            ages.append(time.monotonic() - since)
+            await asyncio.sleep(0.01)
+        assert max(ages) < (time.monotonic() - started) / 3
+
+
+async def test_a_removal_that_is_refused_at_the_end_of_the_first_sync_counts_as_waiting() -> None:
+    async with running(World()) as first:
+        first.submit(WEB, slice_of(WEB, A))
+        await until(lambda: first.targets() == {A})
+    world = World(found=first.maps.read_back(), timing=BatchTiming(first_retry=60, last_retry=60))
+    world.failures = [OSError("no memory")]
+    async with running(world, synced=False):
+        world.reconciler.submit(SYNCED)
+        await until(lambda: bool(world.witness.errors))
+        await idle(world)
+        assert world.reconciler.queued_since is not None
