@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 import structlog
 from watchfiles import awatch
@@ -28,6 +28,7 @@ from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed,
 
 QUIET_SECONDS = 0.05  # a file written less than this ago may be half written: look again
 RESCAN_SECONDS = 1.0
+RESCAN_FACTOR = 50  # so many times as long as a rescan took: 2 % of a CPU
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,13 @@ Key = tuple[Kind, str, str]
 Told = tuple[Upserted | Refused, ...]
 """What is told of one object: the object, or why it is refused, or both where only some of it is."""
 
-T = TypeVar("T")
+
+class Parsed(NamedTuple):
+    """What one document says. `ref` is the object that it defines, None where nobody can tell."""
+
+    place: str
+    ref: ObjectRef | None
+    told: Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class ReadFile:
     """A file as last seen. `signature` changes with its content; `error` is why the documents may be older ones."""
 
     signature: tuple[int, ...]
-    documents: tuple[Document, ...]
+    documents: tuple[Parsed, ...]
     error: str = ""
 
 
@@ -56,6 +63,7 @@ class ManifestSource:
         self._folder, self._scope = folder, scope
         self._files: dict[str, ReadFile] = {}
         self._told: dict[Key, Told] = {}
+        self._rescan_at = 0.0
 
     async def run(self, emit: Callable[[Sequence[Event]], None]) -> NoReturn:
         """Emit until cancelled; see ClusterSource. Raises ClusterError when there is no such folder at the start."""
@@ -76,7 +84,7 @@ class ManifestSource:
     async def _follow(self, emit: Callable[[Sequence[Event]], None]) -> None:
         """Rescan whenever something happens, and now and then: a folder put in this one's place is not watched."""
         await self._rescan(emit)
-        async for _ in awatch(
+        async for changes in awatch(
             self._folder,
             watch_filter=None,  # a ConfigMap's files change by a renamed symlink called ..data
             recursive=False,
@@ -85,22 +93,32 @@ class ManifestSource:
             rust_timeout=int(RESCAN_SECONDS * 1000),
             yield_on_timeout=True,
         ):
-            await self._rescan(emit)
+            if changes or time.monotonic() >= self._rescan_at:
+                await self._rescan(emit)
 
     async def _rescan(self, emit: Callable[[Sequence[Event]], None], quiet_seconds: float = QUIET_SECONDS) -> None:
-        """Read the files that have changed, and emit the difference."""
+        """Read the files that have changed, and emit the difference. The longer it takes, the later comes the next one
+        that nobody asks for: ten thousand files are not stat'ed each second.
+        """
+        began = time.monotonic()
         quiet = False
         while not quiet:
-            self._files, quiet = await asyncio.to_thread(scan, self._folder, self._files, quiet_seconds)
-            wanted = self._events()
-            removed = [Removed(events[0].ref) for key, events in self._told.items() if key not in wanted]
-            changed = [event for key, events in wanted.items() if self._told.get(key) != events for event in events]
-            self._told = wanted
-            if removed or changed:
-                emit([*removed, *changed])
+            files, quiet = await asyncio.to_thread(scan, self._folder, self._files, quiet_seconds, self._parsed)
+            if files != self._files or not self._told:
+                self._files = files
+                self._emit_changes(emit)
             if not quiet:
                 await asyncio.sleep(quiet_seconds)
         self.connected, self.last_error = True, ""
+        self._rescan_at = time.monotonic() + RESCAN_FACTOR * (time.monotonic() - began)
+
+    def _emit_changes(self, emit: Callable[[Sequence[Event]], None]) -> None:
+        wanted = self._events()
+        removed = [Removed(events[0].ref) for key, events in self._told.items() if key not in wanted]
+        changed = [event for key, events in wanted.items() if self._told.get(key) != events for event in events]
+        self._told = wanted
+        if removed or changed:
+            emit([*removed, *changed])
 
     def _trouble(self, text: str) -> None:
         if text != self.last_error:
@@ -108,55 +126,48 @@ class ManifestSource:
         self.connected, self.last_error = False, text
 
     def _events(self) -> dict[Key, Told]:
-        """What the files say, by object."""
+        """What the files say, by object. The first document by file name that defines an object has it."""
         events: dict[Key, Told] = {}
         owners: dict[Key, str] = {}
-        for told in self._read_events(owners):
-            ref = told[0].ref
-            events[ref.kind, ref.namespace, ref.name] = told
+        for name, file in sorted(self._files.items()):
+            if file.error:
+                events[Kind.FILE, "", name] = (Refused(ObjectRef(Kind.FILE, "", name), file.error, Unreadable.KEPT),)
+            for place, ref, told in file.documents:
+                key = (ref.kind, ref.namespace, ref.name) if ref is not None else (Kind.FILE, "", place)
+                owner = owners.setdefault(key, place)
+                if owner != place:
+                    reason = f"{key[0]} {key[1]}/{key[2]} is defined in {owner} already"
+                    refused = Refused(ObjectRef(Kind.FILE, "", place), reason, Unreadable.ABSENT)
+                    events[Kind.FILE, "", place] = (refused,)
+                elif told:
+                    events[key] = told
         node = ObjectRef(Kind.NODE, "", self._scope.node_name)
         events.setdefault((node.kind, node.namespace, node.name), (Upserted(node, Node(node.name)),))
         return events
 
-    def _read_events(self, owners: dict[Key, str]) -> Iterator[Told]:
-        for name, file in sorted(self._files.items()):
-            if file.error:
-                yield (Refused(ObjectRef(Kind.FILE, "", name), file.error, Unreadable.KEPT),)
-            for document in file.documents:
-                if told := self._told_by(document, owners):
-                    yield told
-
-    def _told_by(self, document: Document, owners: dict[Key, str]) -> Told:
-        """What one document says; nothing for kinds and objects that don't count. `owners` names the document that
-        defines each object, of those read so far.
-        """
-        place = ObjectRef(Kind.FILE, "", document.place)
+    def _parsed(self, document: Document) -> Parsed | None:
+        """What one document says; None for kinds and objects that don't count."""
         try:
             ref = _ref(document)
         except Refusal as refusal:
-            return (Refused(place, str(refusal), Unreadable.ABSENT),)
+            place = ObjectRef(Kind.FILE, "", document.place)
+            return Parsed(document.place, None, (Refused(place, str(refusal), Unreadable.ABSENT),))
         if ref is None:
-            return ()
+            return None
         kind = KINDS[ref.kind]
         if kind.only(self._scope) not in (None, ref.name):
-            return ()
-        owner = owners.setdefault((ref.kind, ref.namespace, ref.name), document.place)
-        if owner != document.place:
-            reason = f"{ref.kind} {ref.namespace}/{ref.name} is defined in {owner} already"
-            return (Refused(place, reason, Unreadable.ABSENT),)
+            return None
         try:
-            found = self._parsed(kind, document.content)
+            _require_version(kind, document.content)
+            found = kind.parse(document.content, self._scope)
         except Refusal as refusal:
-            return kind.refusal(ref, refusal)
-        return () if found is None else (Upserted(ref, found),)
-
-    def _parsed(self, kind: ApiKind[T], content: dict[str, Any]) -> T | None:
-        if content.get("apiVersion") != kind.api_version:
-            raise Refusal(f"apiVersion: only {kind.api_version} can be read, not {quoted(content.get('apiVersion'))}")
-        return kind.parse(content, self._scope)
+            return Parsed(document.place, ref, kind.refusal(ref, refusal))
+        return Parsed(document.place, ref, () if found is None else (Upserted(ref, found),))
 
 
-def scan(folder: Path, known: Mapping[str, ReadFile], quiet_seconds: float) -> tuple[dict[str, ReadFile], bool]:
+def scan(
+    folder: Path, known: Mapping[str, ReadFile], quiet_seconds: float, parse: Callable[[Document], Parsed | None]
+) -> tuple[dict[str, ReadFile], bool]:
     """The files of `folder` by name, those unchanged since `known` taken from it, and whether all are quiet: one
     written less than `quiet_seconds` ago is left as it was. Raises OSError when the folder can't be listed.
     """
@@ -179,7 +190,7 @@ def scan(folder: Path, known: Mapping[str, ReadFile], quiet_seconds: float) -> t
                 if previous.signature:
                     files[path.name] = previous
             else:
-                files[path.name] = ReadFile(signature, tuple(read_documents(path)))
+                files[path.name] = ReadFile(signature, tuple(filter(None, map(parse, read_documents(path)))))
         except FileNotFoundError:  # removed under us, or a link to nothing
             continue
         except (UnreadableFileError, OSError) as error:
@@ -208,6 +219,11 @@ def _ref(document: Document) -> ObjectRef | None:
     elif not isinstance(namespace, str) or not namespace:
         namespace = DEFAULT_NAMESPACE
     return ObjectRef(kind.kind, namespace, name, origin=document.place)
+
+
+def _require_version(kind: ApiKind[Any], content: Mapping[str, Any]) -> None:
+    if content.get("apiVersion") != kind.api_version:
+        raise Refusal(f"apiVersion: only {kind.api_version} can be read, not {quoted(content.get('apiVersion'))}")
 
 
 def _same_group(version: object, ours: str) -> bool:

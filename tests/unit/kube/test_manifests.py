@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fake_api import service, slice_
 
 from kproxy_ebpf.errors import ClusterError
 from kproxy_ebpf.kube import manifests
+from kproxy_ebpf.kube.documents import Document
 from kproxy_ebpf.kube.kinds.common import Scope
 from kproxy_ebpf.kube.manifests import ManifestSource
 from kproxy_ebpf.model.services import Node, ServiceName
@@ -276,3 +278,39 @@ async def test_a_slice_with_a_bad_endpoint_is_in_force_without_it(tmp_path, watc
     (tmp_path / "a.yaml").write_text(text(service("a")))
     await watched.until(lambda: not watched.snapshot.slices)
     assert watched.refused == {}
+
+
+async def test_only_the_file_that_changed_is_parsed_and_not_on_the_loop(tmp_path, watch, monkeypatch):
+    for number in range(50):
+        (tmp_path / f"{number}.yaml").write_text(text(service(f"s{number}")))
+    parsed, parse = [], ManifestSource._parsed
+
+    def counted(source: ManifestSource, document: Document) -> object:
+        parsed.append((document.place, threading.current_thread() is threading.main_thread()))
+        return parse(source, document)
+
+    monkeypatch.setattr(ManifestSource, "_parsed", counted)
+    watched = await watch()
+    assert len(parsed) == 50
+    parsed.clear()
+    (tmp_path / "7.yaml").write_text(text(service("new")))
+    await watched.until(lambda: "new" in watched.services)
+    assert parsed == [("7.yaml document 1, line 1", False)]
+    assert len(watched.services) == 50
+
+
+async def test_the_longer_a_rescan_takes_the_rarer_it_is(tmp_path, watch, monkeypatch):
+    monkeypatch.setattr(manifests, "RESCAN_SECONDS", 0.02)
+    scans, scan = [], manifests.scan
+
+    def slow(*arguments: object) -> object:
+        scans.append(time.monotonic())
+        time.sleep(0.05)
+        return scan(*arguments)
+
+    monkeypatch.setattr(manifests, "scan", slow)
+    watched = await watch()
+    await asyncio.sleep(1)
+    assert len(scans) <= 2  # at the start, and when the watch has begun
+    (tmp_path / "a.yaml").write_text(text(service("a")))
+    await watched.until(lambda: watched.services == {"a"})

@@ -98,7 +98,7 @@ async def test_whatever_a_parser_stumbles_over_is_an_answer_that_is_of_no_use(ap
         api.put(SERVICES, service("c"))
         await watched.until(lambda: watched.reflector.last_error)
         assert watched.reflector.last_error == "IndexError: list index out of range"
-    await watched.until(lambda: api.watching(SERVICES))
+    await watched.until(lambda: len(api.queries(SERVICES)) == 2 and api.watching(SERVICES) == 1)
     api.put(SERVICES, service("c"))
     await watched.until(lambda: "c" in watched.state)
 
