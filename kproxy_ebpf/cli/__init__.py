@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -27,7 +29,31 @@ Exit codes (sysexits.h where there is one):
  130  interrupted"""
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+class ReaderGoneError(Exception):
+    """Whoever reads the output has seen enough: `flows | head`."""
+
+
+class Commands(click.Group):
+    """A group that tells of a reader that is gone; click itself would end with 1, as after a failure."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _reader_gone():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_gone():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _reader_gone() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGoneError from None
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kproxy-ebpf")
 def commands() -> None:
     """Kubernetes Services for pods, in tc-eBPF, beside kube-proxy."""
@@ -65,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except PermissionError as error:
         _fail(f"{error.filename or 'BPF'}: {error.strerror or error}: run as root", os.EX_NOPERM)
-    except BrokenPipeError:  # the reader has seen enough: `flows | head`
+    except ReaderGoneError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(os.EX_OK)
     except OSError as error:

@@ -85,7 +85,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Until cancelled. Raises KproxyError when a part can't start or dies."""
-        _cancel_on_signals()
+        _handle_signals()
         options = self.options
         log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
         async with AsyncExitStack() as stack:
@@ -247,8 +247,9 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _cancel_on_signals() -> None:
+def _handle_signals() -> None:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None  # noqa: S101 - this is called by a coroutine
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP is ignored: the daemon watches its settings by itself")

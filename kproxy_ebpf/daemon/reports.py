@@ -15,7 +15,7 @@ from kproxy_ebpf.datapath.maps.counters import Counters, Occupancy, Ways
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import ServiceName
-from kproxy_ebpf.model.snapshot import Event, Kind, Refused, Removed, Snapshot, Upserted
+from kproxy_ebpf.model.snapshot import Event, Kind, Refused, Removed, Snapshot, Synced, Upserted
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathReading, Metrics
 from kproxy_ebpf.reconcile.services import Observer, Sync
@@ -23,6 +23,10 @@ from kproxy_ebpf.reconcile.services import Observer, Sync
 log = structlog.get_logger(__name__)
 
 NAMED_IN_HEALTH = 3
+NO_NODE = (
+    "there is no Node object of this node, or no right to read it: NodePorts are kube-proxy's alone, and topology hints"
+    " of nodes and zones lead as if this node were in none; check --node-name"
+)
 
 
 @dataclass(slots=True)
@@ -49,10 +53,21 @@ class Reports(Observer):
         if snapshot.node is not None:
             self.health.node_eligible = snapshot.node.eligible
         for event in events:
+            self._node(event, snapshot)
             if isinstance(event, Refused):
                 log.warning(event.means.value, object=str(event.ref), reason=event.reason)
                 self.warn(event)
         self._refused(snapshot)
+
+    def _node(self, event: Event, snapshot: Snapshot) -> None:
+        """Without its Node nothing fails, and all that depends on it is silently missing."""
+        match event:
+            case Upserted(ref) if ref.kind is Kind.NODE:
+                self.health.problem("node", None)
+            case Removed(ref) if ref.kind is Kind.NODE:
+                self.health.problem("node", NO_NODE)
+            case Synced(Kind.NODE) if snapshot.node is None:
+                self.health.problem("node", NO_NODE)
 
     def queued(self) -> None:
         self.metrics.last_queued.set(time.time())

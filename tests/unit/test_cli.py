@@ -113,3 +113,9 @@ def test_an_error_of_the_system_is_one_line_too(
     monkeypatch.setattr(tables, "generation_in_force", fail)
     assert run_main(monkeypatch, "flows") == code
     assert words in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    pipe = f"{sys.executable} -c 'from kproxy_ebpf.cli import main; main()' run --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
-from kproxy_ebpf.daemon.core import Daemon
+from kproxy_ebpf.daemon.core import Daemon, _handle_signals
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.errors import SettingsAbsentError
 from kproxy_ebpf.observe.state import state_dir, write_json
@@ -83,3 +85,18 @@ def test_the_daemon_may_open_as_many_files_as_it_is_allowed_to() -> None:
         "r.setrlimit(r.RLIMIT_NOFILE, (1024, hard)); up(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"4096 4096\n"
+
+
+async def test_sighup_ends_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    _handle_signals()
+    try:
+        with structlog.testing.capture_logs() as logs:
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(5):
+                while not logs:  # noqa: ASYNC110, a log line is no event
+                    await asyncio.sleep(0.01)
+        assert "SIGHUP is ignored" in logs[0]["event"]
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)

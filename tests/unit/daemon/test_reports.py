@@ -9,7 +9,7 @@ from kproxy_ebpf.daemon.reports import Reports, at_random_sentence, full_sentenc
 from kproxy_ebpf.errors import MapFullError
 from kproxy_ebpf.model.service_tables import Frontend, FrontendKey, TableWrites
 from kproxy_ebpf.model.services import EndpointSlice, Node, ServiceName
-from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Unreadable, Upserted
+from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Snapshot, Synced, Unreadable, Upserted
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import Metrics
 from kproxy_ebpf.reconcile.services import Sync
@@ -121,3 +121,17 @@ def test_a_node_on_its_way_out_is_not_eligible(told: Told) -> None:
 def test_services_without_room_for_maglev_are_counted_for_people() -> None:
     assert at_random_sentence(0) is None
     assert "6342 Services are balanced at random" in str(at_random_sentence(6342))
+
+
+def test_a_node_without_its_node_object_is_told_until_it_is_there(told: Told) -> None:
+    ref = ObjectRef(Kind.NODE, "", "n1")
+    told.feed(Synced(Kind.SERVICE))
+    assert "node" not in told.health.problems
+    told.feed(Synced(Kind.NODE))
+    assert "check --node-name" in told.health.problems["node"]
+    told.feed(Upserted(ref, Node("n1")))
+    assert "node" not in told.health.problems
+    told.feed(Removed(ref))
+    assert "node" in told.health.problems
+    told.feed(Upserted(ref, Node("n1")), Synced(Kind.NODE))
+    assert "node" not in told.health.problems
