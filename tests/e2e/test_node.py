@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kproxy_ebpf.lab.daemon import COMMAND
-from kproxy_ebpf.lab.traffic import ask
+from kproxy_ebpf.lab.traffic import ask, opened, read_answer
 from kproxy_ebpf.lab.wait import until
 
 GOOD_PORTS = "ports: [{name: http, port: 80, protocol: TCP, targetPort: 8080}]"
@@ -97,14 +97,15 @@ def test_a_second_daemon_on_the_node_is_refused(world):
 
 def test_the_commands_show_what_is_in_force(world, service, family):
     daemon = world.daemon
-    assert ask(world.client, service.vip(family), 80)
-    assert service.name in daemon.command("services").stdout
-    assert world.webs[0].address(family) in daemon.command("backends").stdout
-    flows = daemon.command("flows").stdout
-    assert service.vip(family) in flows
-    assert world.client.address(family) in flows
-    for name in ("services", "backends", "flows"):
-        assert daemon.json(name), name
+    with opened(world.client, service.vip(family), 80) as handle:
+        read_answer(handle, 0)
+        assert service.name in daemon.command("services").stdout
+        assert world.webs[0].address(family) in daemon.command("backends").stdout
+        flows = daemon.command("flows").stdout
+        assert service.vip(family) in flows
+        assert world.client.address(family) in flows
+        for name in ("services", "backends", "flows"):
+            assert daemon.json(name), name
 
 
 def test_verdicts_are_counted(world, service, family):
