@@ -9,8 +9,11 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kproxy_ebpf/__init__.
 IMAGE ?= kproxy-ebpf:$(VERSION)
 # A world that fell over fails every test after it, slowly: ten failures tell enough.
 PYTEST := $(VENV)/pytest --durations=3 --maxfail=10
-# The steps of `make test`, cheapest first: a slip shows in seconds.
-TEST_STEPS := lint type layers unit bpf e2e cluster differential
+# The tests of e2e wait more than they compute: so many processes share them, world by world.
+E2E_WORKERS ?= 3
+# `make test`, cheapest first: a slip shows in seconds. The steps of a stage run side by side.
+TEST_STAGES := "lint type layers" "unit bpf" "e2e" "control-plane" "cluster differential"
+TEST_STEPS := $(subst ",,$(TEST_STAGES))
 
 .PHONY: help contract setup setup-dev setup-bench preflight demo test $(TEST_STEPS) control-plane bench bench-full bench-scale compiled image clean
 
@@ -32,11 +35,12 @@ preflight:
 demo: preflight setup ## a small cluster on this machine: a pod reaches a Service (root)
 	@$(VENV)/kproxy-ebpf demo
 
-test: preflight ## every check and test, in order (root)
+test: preflight setup-dev ## every check and test (root)
 	@started=$$SECONDS; \
-	for step in $(TEST_STEPS); do \
-		printf '\n== %s (%d s so far)\n' "$$step" "$$((SECONDS - started))"; \
-		$(MAKE) "$$step" || { echo "make test: $$step failed" >&2; exit 1; }; \
+	for stage in $(TEST_STAGES); do \
+		printf '\n== %s (%d s so far)\n' "$$stage" "$$((SECONDS - started))"; \
+		[[ $$stage == *\ * ]] && output=target || output=none; \
+		$(MAKE) --jobs --output-sync="$$output" $$stage || { echo "make test: $$stage failed" >&2; exit 1; }; \
 	done; \
 	printf '\nall of %s passed in %d s\n' "$(TEST_STEPS)" "$$((SECONDS - started))"
 
@@ -60,7 +64,8 @@ bpf: preflight setup-dev ## golden packets through BPF_PROG_TEST_RUN (root)
 	@$(PYTEST) tests/bpf
 
 e2e: preflight setup-dev ## traffic between pods in network namespaces (root)
-	@$(PYTEST) -v tests/e2e
+	@$(PYTEST) -v --numprocesses $(E2E_WORKERS) --dist loadscope -m "not alone" tests/e2e
+	@$(PYTEST) -v -m alone tests/e2e
 
 cluster: preflight setup-dev control-plane ## a real API server feeds the daemon (root)
 	@$(PYTEST) -v tests/cluster

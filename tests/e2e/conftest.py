@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sockets import FORMS, datagrams_since
 from versions import other_version
 from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from kproxy_ebpf.model.services import Protocol
 
@@ -16,6 +19,24 @@ LOG_BYTES = 6000
 
 # Both ends of all connections are in this process: a thousand of them are more than the usual soft limit.
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+
+WORLDS_OF_THEIR_OWN = ("test_upgrade", "test_rolling_updates")
+"""Modules that take so long that their tests are not kept together with others of the same world."""
+
+
+class WorldScheduling(LoadScopeScheduling):
+    """Which process runs which tests: those of one world stay together in one, which makes the world once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        module, parameters = Path(file).stem, f"-{test.partition('[')[2].rstrip(']')}-"
+        variant = max((name for name in VARIANTS if f"-{name}-" in parameters), key=len, default="")
+        return f"{module} {variant}" if not variant or module in WORLDS_OF_THEIR_OWN else variant
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return WorldScheduling(config, log)
 
 
 @pytest.fixture(scope="session", params=["tcx"])

@@ -72,6 +72,7 @@ def received_packets(pod: Namespace) -> int:
     return int(done.stdout.split('"rx":')[1].split('"packets":')[1].split(",")[0])
 
 
+@pytest.mark.alone
 def test_a_one_node_lab_is_there_at_once_and_leaves_nothing():
     begin = time.monotonic()
     with Lab() as lab:
@@ -88,6 +89,7 @@ def test_a_one_node_lab_is_there_at_once_and_leaves_nothing():
     assert not (registry.RUNS / run_id).exists()
 
 
+@pytest.mark.alone
 def test_what_a_killed_run_left_is_cleaned_and_what_a_living_one_has_is_not():
     with Lab() as living:
         process = subprocess.Popen([sys.executable, "-c", KILLED_RUN], stdout=subprocess.PIPE, text=True)
@@ -105,6 +107,7 @@ def test_what_a_killed_run_left_is_cleaned_and_what_a_living_one_has_is_not():
         until(lambda: not Path(f"/proc/{sleeper}").exists(), "the killed run's process to end")
 
 
+@pytest.mark.alone
 def test_sockets_and_processes_belong_to_the_cgroup_of_their_node():
     with Lab() as lab:
         node = lab.node("node1")
