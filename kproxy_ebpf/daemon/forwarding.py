@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 SYNC_SECONDS = 5.0
 REST_SECONDS = 0.02  # a pod's link, its routes and its neighbours come one after the other
-REST_FACTOR = 10.0  # reading costs time, and more so where conntrack follows many connections
+REST_FACTOR = 10.0  # reading costs processor time, and more so where conntrack follows many connections
 
 Addresses = Mapping[int, Mapping[bytes, int]]
 
@@ -50,16 +50,23 @@ class ForwardingTables:
         await links.ready.wait()
         while True:
             self._woken.clear()
-            began = time.monotonic()
-            addresses = await asyncio.to_thread(self._learn, frozenset(links.attached))
-            if self._is_on():
-                await asyncio.to_thread(self._sync_host_flows, addresses)
-            await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * (time.monotonic() - began)))
+            cost_seconds = await asyncio.to_thread(self._sync, frozenset(links.attached))
+            await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * cost_seconds))
             try:
                 async with asyncio.timeout(SYNC_SECONDS):
                     await self._woken.wait()
             except TimeoutError:
                 continue
+
+    def _sync(self, links: frozenset[int]) -> float:
+        """Bring all tables up to date. Returns the processor seconds that this took: waiting for the kernel to attach
+        programs, or for a turn on a busy machine, costs nobody anything and must not put off the next time.
+        """
+        began = time.thread_time()
+        addresses = self._learn(links)
+        if self._is_on():
+            self._sync_host_flows(addresses)
+        return time.thread_time() - began
 
     def _learn(self, links: frozenset[int]) -> Addresses:
         """Read what the kernel knows, and tell the programs. Returns, by family, the link of each pod's address."""
