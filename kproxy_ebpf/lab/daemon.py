@@ -21,7 +21,7 @@ from kproxy_ebpf.lab.wait import until
 
 COMMAND = Path(sys.executable).with_name("kproxy-ebpf")
 HEALTH_PORT, METRICS_PORT = 10356, 10349
-START_SECONDS = 100  # the first start compiles
+START_SECONDS = 240  # the first start compiles
 
 
 class Daemon:

@@ -126,8 +126,9 @@ def test_a_kubeconfig_that_can_not_be_read_is_named(world, elsewhere, tmp_path, 
     assert words in said
 
 
-def test_without_kernel_headers_it_says_what_to_install(world, elsewhere):
-    environment = os.environ | {"BCC_KERNEL_SOURCE": "/nowhere/at/all"}
+def test_without_kernel_headers_it_says_what_to_install(world, elsewhere, tmp_path):
+    """Where no compiled programs are kept: else nothing is missing."""
+    environment = os.environ | {"BCC_KERNEL_SOURCE": "/nowhere/at/all", "KPROXY_CACHE_DIR": str(tmp_path / "empty")}
     code, said = refusal_of(world, elsewhere, environment=environment)
     assert code == os.EX_OSERR, said
     assert "headers" in said

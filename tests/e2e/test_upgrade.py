@@ -7,7 +7,7 @@ from upgrades import CHANGES, Traffic
 from versions import OTHER_SIZE
 from worlds import in_worlds, programs_of
 
-pytestmark = [in_worlds("tcx", "clsact"), pytest.mark.timeout(300)]  # each compiles two or three times
+pytestmark = [in_worlds("tcx", "clsact"), pytest.mark.timeout(600)]  # each compiles two or three times
 
 
 @pytest.mark.parametrize("upgrade", CHANGES.values(), ids=CHANGES.keys(), indirect=True)

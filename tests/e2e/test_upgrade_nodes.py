@@ -13,7 +13,7 @@ from worlds import in_worlds
 from kproxy_ebpf.lab.traffic import ask
 from kproxy_ebpf.lab.wait import until
 
-pytestmark = [in_worlds("redirect"), pytest.mark.timeout(300)]  # each compiles two or three times
+pytestmark = [in_worlds("redirect"), pytest.mark.timeout(600)]  # each compiles two or three times
 
 CONNECTIONS = 30  # for each family and direction
 

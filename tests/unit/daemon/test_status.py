@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,23 @@ async def test_an_end_before_there_was_anything_to_tell_leaves_what_is_there(tmp
     path.write_text('{"pid": 1}')
     await StatusFile(path, dict).finish()
     assert read_json(path) == {"pid": 1}
+
+
+async def test_waiting_is_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that waits for the disk does not put off the next one by many times that wait."""
+    written: list[int] = []
+
+    def write(path: Path, content: dict[str, int]) -> None:
+        written.append(content["n"])
+        time.sleep(0.2)
+        file.touch()
+
+    monkeypatch.setattr(status, "write_json", write)
+    file = StatusFile(tmp_path / "status.json", lambda: {"n": len(written)})
+    task = asyncio.create_task(file.run())
+    try:
+        async with asyncio.timeout(3):
+            while len(written) < 3:  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+    finally:
+        await stop(task)
