@@ -8,6 +8,7 @@ import pytest
 from worlds import programs_of
 
 from kproxy_ebpf.lab.crowd import Crowd
+from kproxy_ebpf.lab.manifests import DEFAULT_PORTS
 from kproxy_ebpf.lab.traffic import Load, ask
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.observe.state import read_json, state_dir
@@ -22,7 +23,7 @@ def service(world):
 
 def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, service, family):
     daemon = world.daemon
-    before, tables = programs_of(daemon), tables_of(daemon, service)
+    before, tables = programs_of(daemon), shown(world, service)
     with Crowd(world.client, service.vip(family), 80, CONNECTIONS) as crowd:
         assert set(crowd.spread) == {"web1", "web2", "web3"}
         crowd.go_on()
@@ -38,6 +39,13 @@ def test_a_killed_daemon_breaks_no_connection_and_its_successor_adopts(world, se
     assert written_by(daemon) == {}
     world.service(world.webs)  # the count would have told
     assert written_by(daemon)
+
+
+def shown(world, service):
+    """The rows of a Service that is in force, once the commands know its name for all of them."""
+    of_a_port = 1 + len(world.webs)
+    until(lambda: len(tables_of(world.daemon, service)) == 2 * len(DEFAULT_PORTS) * of_a_port, "its name to be shown")
+    return tables_of(world.daemon, service)
 
 
 def tables_of(daemon, service):

@@ -90,7 +90,7 @@ def test_maglev_gives_the_same_backend_to_the_same_connection(world, service, fa
         assert len(moved) <= len(PORTS) // 5
         service.endpoints(world.webs)
         until(lambda: dealt() == first, "all to be as it was", seconds=30)
-        world.daemon.settings({})
+        world.daemon.settings({"balancing": "random"})
         until(lambda: dealt() != dealt(), "random to be back", seconds=30)
         echo(at_random, b"still with its backend")
 
