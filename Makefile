@@ -64,7 +64,7 @@ bpf: preflight setup-dev ## golden packets through BPF_PROG_TEST_RUN (root)
 	@$(PYTEST) tests/bpf
 
 e2e: preflight setup-dev ## traffic between pods in network namespaces (root)
-	@$(PYTEST) -v --numprocesses $(E2E_WORKERS) --dist loadscope -m "not alone" tests/e2e
+	@$(PYTEST) -v --numprocesses $(E2E_WORKERS) --dist loadscope --no-loadscope-reorder -m "not alone" tests/e2e
 	@$(PYTEST) -v -m alone tests/e2e
 
 cluster: preflight setup-dev control-plane ## a real API server feeds the daemon (root)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sockets import FORMS, datagrams_since
-from versions import other_version
+from versions import compiled_version
 from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -21,8 +21,8 @@ LOG_BYTES = 6000
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 
-WORLDS_OF_THEIR_OWN = ("test_upgrade", "test_rolling_updates")
-"""Modules that take so long that their tests are not kept together with others of the same world."""
+BUSY_MODULES = ("test_rolling_updates", "test_upgrade")
+"""Their tests keep a processor busy for minutes. They come first, and one process runs them all, one by one."""
 
 
 class WorldScheduling(LoadScopeScheduling):
@@ -31,8 +31,14 @@ class WorldScheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         module, parameters = Path(file).stem, f"-{test.partition('[')[2].rstrip(']')}-"
-        variant = max((name for name in VARIANTS if f"-{name}-" in parameters), key=len, default="")
-        return f"{module} {variant}" if not variant or module in WORLDS_OF_THEIR_OWN else variant
+        if module in BUSY_MODULES:
+            return "busy"
+        return max((name for name in VARIANTS if f"-{name}-" in parameters), key=len, default=module)
+
+
+@pytest.hookimpl(trylast=True)  # after the tests of one world have been put side by side
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in BUSY_MODULES)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -83,7 +89,7 @@ def upgrade(world, request, tmp_path):
     first = daemon.flags, daemon.environment
     other = daemon.flags + change.get("flags", []), daemon.environment  # the last flag of a name counts
     if edits := change.get("edits"):
-        other = other[0], {"PYTHONPATH": str(other_version(tmp_path / "version", edits))}
+        other = other[0], {"PYTHONPATH": str(compiled_version(tmp_path / "version", edits))}
     versions = [first, other]
 
     def start_next():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import kproxy_ebpf
@@ -50,6 +53,14 @@ SCHEMA: list[Edit] = [
 OTHER_SIZE: list[Edit] = [
     (CONTRACT, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
 ]
+
+
+def compiled_version(folder: Path, edits: list[Edit]) -> Path:
+    """`other_version`, with its programs compiled: a compiler beside the traffic of a test would slow down both."""
+    environment = os.environ | {"PYTHONPATH": str(other_version(folder, edits))}
+    compiler = [sys.executable, "-P", "-m", "kproxy_ebpf.lab.compiled"]
+    subprocess.run(compiler, env=environment, check=True, timeout=300)
+    return folder
 
 
 def other_version(folder: Path, edits: list[Edit]) -> Path:
