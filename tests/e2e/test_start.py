@@ -44,6 +44,7 @@ def children_of(pid: int) -> list[str]:
     return [child for task in tasks for child in (task / "children").read_text().split()]
 
 
+@pytest.mark.alone
 def test_while_it_compiles_it_says_so_and_sigterm_ends_it_at_once(daemon, tmp_path):
     daemon.launch()
     pid = daemon.process.pid
