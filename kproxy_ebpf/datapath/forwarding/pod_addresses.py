@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import rt_scope, rt_type
+from pyroute2.netlink.rtnl import rt_type
 
 from kproxy_ebpf.contract.scalars import address_bytes
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts
@@ -23,7 +23,8 @@ from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.linux.netlink import SOCKET_FAMILIES
 from kproxy_ebpf.linux.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests
 
-_MAIN_TABLE = 254
+_TABLES = (254, 255)  # main, local: by default the host heeds no other
+_ROUNDABOUT = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP")
 _UP = 1
 
 
@@ -137,13 +138,20 @@ def is_link_local(address: bytes) -> bool:
 
 
 def _host_routes(messages: Iterable[Message], family: int) -> Iterator[tuple[bytes, int]]:
-    """The host routes: an address and the link that it is directly behind."""
+    """The host routes: an address and the link that it is directly behind; 0 if the host would not send it to one."""
     for message in messages:
-        is_direct = message.get_attr("RTA_GATEWAY") is None and message.get_attr("RTA_MULTIPATH") is None
-        is_host = message["dst_len"] == 8 * address_bytes(family) and message["type"] == rt_type["unicast"]
-        is_link = family == 6 or message["scope"] == rt_scope["link"]
-        if is_host and is_direct and is_link and message.get_attr("RTA_TABLE") == _MAIN_TABLE:
-            yield _packed(family, message.get_attr("RTA_DST")), message.get_attr("RTA_OIF")
+        if message["dst_len"] == 8 * address_bytes(family) and message.get_attr("RTA_TABLE") in _TABLES:
+            yield _packed(family, message.get_attr("RTA_DST")), _link_of(message)
+
+
+def _link_of(route: Message) -> int:
+    """The scope says nothing: of common plugins one sets it to link, one to host, and `ip route` can be told others.
+
+    What the host has itself (each link that the plugin ptp makes, its gateway's address), refuses, or reaches by a
+    router or through a tunnel is behind no link, even if another route, of another metric, says so.
+    """
+    is_direct = route["type"] == rt_type["unicast"] and all(route.get_attr(name) is None for name in _ROUNDABOUT)
+    return (route.get_attr("RTA_OIF") or 0) if is_direct else 0
 
 
 def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Iterator[tuple[bytes, int]]:
