@@ -13,7 +13,7 @@ from kproxy_ebpf.model.services import SourceRange, source_range
 
 _V4_WITH_ZEROS = re.compile(r"[0-9]+(\.[0-9]+){3}(/[0-9]+)?")
 _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
-_V4_MAPPED = bytes(10) + b"\xff\xff"
+V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Refusal(ValueError):  # noqa: N818 (the project's word for it)
@@ -38,7 +38,7 @@ def packed_ip(where: str, text: str) -> bytes:
         address = inet_pton(AF_INET6 if ":" in text else AF_INET, without_zeros(text))
     except (OSError, ValueError):
         raise refused(where, text, "is not an IP address") from None
-    if address.startswith(_V4_MAPPED) and len(address) == 16:
+    if address.startswith(V4_MAPPED) and len(address) == 16:
         raise refused(where, text, "is an IPv4 address in IPv6 form")
     return address
 
@@ -76,16 +76,19 @@ def source_ranges(texts: Sequence[str]) -> tuple[SourceRange, ...]:
     """The ranges, blanks trimmed. One that can't be read refuses the whole Service: to drop the range alone could
     leave none, which would mean "open to all".
     """
-    ranges = []
-    for index, text in enumerate(texts):
-        where = f"spec.loadBalancerSourceRanges[{index}]"
-        _, slash, bits = text.strip().partition("/")
-        try:
-            if not slash or not (bits.isascii() and bits.isdigit()):
-                raise refused(where, text, "is not a CIDR")
-            ranges.append(source_range(without_zeros(text.strip())))
-        except Refusal:
-            raise
-        except ValueError:
-            raise refused(where, text, "is not a CIDR") from None
-    return tuple(dict.fromkeys(ranges))
+    found = (cidr(f"spec.loadBalancerSourceRanges[{index}]", text.strip()) for index, text in enumerate(texts))
+    return tuple(dict.fromkeys(SourceRange(*each) for each in found))
+
+
+def cidr(where: str, text: str) -> tuple[bytes, int]:
+    """Network and length of a CIDR, host bits ignored. Raises Refusal."""
+    _, slash, bits = text.partition("/")
+    try:
+        if not slash or not (bits.isascii() and bits.isdigit()):
+            raise refused(where, text, "is not a CIDR")
+        found = source_range(without_zeros(text))
+    except Refusal:
+        raise
+    except ValueError:
+        raise refused(where, text, "is not a CIDR") from None
+    return found.network, found.prefix_bits

@@ -1,4 +1,4 @@
-"""A folder of manifests as the source: Services, EndpointSlices and Nodes in YAML or JSON files, watched.
+"""A folder of manifests as the source: objects of the kinds that are asked for in YAML or JSON files, watched.
 
 Objects follow the same rules as those of the API, and give the same events. A file that can't be read as YAML keeps
 the objects that it had, and is refused; a single bad object counts as its kind says. When two files define one object,
@@ -21,7 +21,7 @@ from watchfiles import awatch
 from kproxy_ebpf.errors import ClusterError, quoted
 from kproxy_ebpf.kube.addresses import Refusal
 from kproxy_ebpf.kube.documents import SUFFIXES, Document, UnreadableFileError, read_documents
-from kproxy_ebpf.kube.kinds import KINDS
+from kproxy_ebpf.kube.kinds import KINDS, Kinds
 from kproxy_ebpf.kube.kinds.common import DEFAULT_NAMESPACE, ApiKind, Scope
 from kproxy_ebpf.model.services import Node
 from kproxy_ebpf.model.snapshot import Event, Kind, ObjectRef, Refused, Removed, Synced, Unreadable, Upserted
@@ -55,31 +55,35 @@ class ReadFile:
 
 
 class ManifestSource:
-    """A folder as a ClusterSource (kube/source.py): every kind of KINDS, as `scope` sees it."""
+    """A folder as a ClusterSource (kube/source.py): every kind of `kinds`, as `scope` sees it."""
 
-    def __init__(self, folder: Path, scope: Scope) -> None:
+    def __init__(self, folder: Path, scope: Scope, kinds: Kinds = KINDS) -> None:
         self.connected = False
         self.last_error = ""
-        self._folder, self._scope = folder, scope
+        self._folder, self._scope, self._kinds = folder, scope, kinds
         self._files: dict[str, ReadFile] = {}
         self._told: dict[Key, Told] = {}
         self._rescan_at = 0.0
 
     async def run(self, emit: Callable[[Sequence[Event]], None]) -> NoReturn:
         """Emit until cancelled; see ClusterSource. Raises ClusterError when there is no such folder at the start."""
-        if not await asyncio.to_thread(self._folder.is_dir):
-            raise ClusterError(f"{self._folder} is not a folder: give --manifests the folder that holds the manifests")
-        try:
-            await self._rescan(emit, quiet_seconds=0)
-        except OSError as error:
-            raise ClusterError(f"{self._folder} can't be read ({error.strerror}): check the folder's rights") from error
-        emit([Synced(kind) for kind in KINDS])
+        await self.read(emit)
         while True:
             try:
                 await self._follow(emit)
             except OSError as error:  # the folder is gone for now, or inotify has no watch left
                 self._trouble(str(error))
                 await asyncio.sleep(RESCAN_SECONDS)
+
+    async def read(self, emit: Callable[[Sequence[Event]], None]) -> None:
+        """Emit what is there now, and each Kind's Synced. Raises ClusterError."""
+        if not await asyncio.to_thread(self._folder.is_dir):
+            raise ClusterError(f"{self._folder} is not a folder: give --manifests the folder that holds the manifests")
+        try:
+            await self._rescan(emit, quiet_seconds=0)
+        except OSError as error:
+            raise ClusterError(f"{self._folder} can't be read ({error.strerror}): check the folder's rights") from error
+        emit([Synced(kind) for kind in self._kinds])
 
     async def _follow(self, emit: Callable[[Sequence[Event]], None]) -> None:
         """Rescan whenever something happens, and now and then: a folder put in this one's place is not watched."""
@@ -141,20 +145,21 @@ class ManifestSource:
                     events[Kind.FILE, "", place] = (refused,)
                 elif told:
                     events[key] = told
-        node = ObjectRef(Kind.NODE, "", self._scope.node_name)
-        events.setdefault((node.kind, node.namespace, node.name), (Upserted(node, Node(node.name)),))
+        if Kind.NODE in self._kinds:
+            node = ObjectRef(Kind.NODE, "", self._scope.node_name)
+            events.setdefault((node.kind, node.namespace, node.name), (Upserted(node, Node(node.name)),))
         return events
 
     def _parsed(self, document: Document) -> Parsed | None:
         """What one document says; None for kinds and objects that don't count."""
         try:
-            ref = _ref(document)
+            ref = _ref(document, self._kinds)
         except Refusal as refusal:
             place = ObjectRef(Kind.FILE, "", document.place)
             return Parsed(document.place, None, (Refused(place, str(refusal), Unreadable.ABSENT),))
         if ref is None:
             return None
-        kind = KINDS[ref.kind]
+        kind = self._kinds[ref.kind]
         if kind.only(self._scope) not in (None, ref.name):
             return None
         try:
@@ -198,7 +203,7 @@ def scan(
     return files, quiet
 
 
-def _ref(document: Document) -> ObjectRef | None:
+def _ref(document: Document, kinds: Kinds) -> ObjectRef | None:
     """The object that the document describes, None if its kind does not count. Raises Refusal if it has no name."""
     content = document.content
     if not isinstance(content, dict):
@@ -206,7 +211,7 @@ def _ref(document: Document) -> ObjectRef | None:
     name_of_kind, version = content.get("kind"), content.get("apiVersion")
     if not isinstance(name_of_kind, str):
         raise Refusal("kind: field required")
-    kind = next((each for each in KINDS.values() if each.kind == name_of_kind), None)
+    kind = next((each for each in kinds.values() if each.kind == name_of_kind), None)
     if kind is None or not _same_group(version, kind.api_version):
         return None
     metadata = content.get("metadata")

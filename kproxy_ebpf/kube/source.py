@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from kproxy_ebpf.errors import ConfigError, SettingsAbsentError
 from kproxy_ebpf.kube.addresses import Refusal
-from kproxy_ebpf.kube.kinds import KINDS
+from kproxy_ebpf.kube.kinds import KINDS, Kinds
 from kproxy_ebpf.kube.kinds.common import ApiKind, Scope
 from kproxy_ebpf.kube.kinds.config_map import config_map
 from kproxy_ebpf.kube.reflector import Emit, ReadRequests, Reflector, WatchTiming
@@ -39,10 +39,12 @@ class ClusterSource(Protocol):
 
 
 class ApiSource:
-    """The API server as a ClusterSource: every kind of KINDS, watched as `scope` sees it."""
+    """The API server as a ClusterSource: every kind of `kinds`, watched as `scope` sees it."""
 
-    def __init__(self, client: ReadRequests, scope: Scope, *, timing: WatchTiming | None = None) -> None:
-        self._client, self._scope, self._timing = client, scope, timing
+    def __init__(
+        self, client: ReadRequests, scope: Scope, *, kinds: Kinds = KINDS, timing: WatchTiming | None = None
+    ) -> None:
+        self._client, self._scope, self._kinds, self._timing = client, scope, kinds, timing
         self._reflectors: list[Reflector[Any]] = []
 
     @property
@@ -58,7 +60,7 @@ class ApiSource:
         """Watch until cancelled; see ClusterSource."""
         self._reflectors = [
             Reflector(self._client, kind.resource(self._scope), events_to(emit, kind), timing=self._timing)
-            for kind in KINDS.values()
+            for kind in self._kinds.values()
         ]
         async with asyncio.TaskGroup() as tasks:
             for each in self._reflectors:

@@ -10,33 +10,41 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kproxy_ebpf.model.policies import Namespace, NetworkPolicy, Pod
 from kproxy_ebpf.model.services import EndpointSlice, Node, Service, ServiceName
 
 
 class Kind(StrEnum):
-    """The kinds a source watches, as the API names them. FILE stands for a manifest whose objects nobody can name: it
+    """The kinds that can be read, as the API names them. FILE stands for a manifest whose objects nobody can name: it
     is only ever refused or removed, never synced.
     """
 
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    NETWORK_POLICY = "NetworkPolicy"
+    NAMESPACE = "Namespace"
+    POD = "Pod"
     FILE = "File"
 
 
-WATCHED_KINDS = frozenset(Kind) - {Kind.FILE}
-"""Every source tells Synced for each of these: the rows of kube/kinds."""
+POLICY_KINDS = frozenset({Kind.NETWORK_POLICY, Kind.NAMESPACE, Kind.POD})
+"""What model/policy_snapshot.py is made of. The daemon does not watch them."""
+WATCHED_KINDS = frozenset(Kind) - POLICY_KINDS - {Kind.FILE}
+"""Every source tells Synced for each of these: the rows of KINDS (kube/kinds)."""
 
 
 class Unreadable(StrEnum):
     """What an object that can't be read means, in words for the log. Each kind says it (kube/kinds).
 
-    ABSENT: nothing is left of what it said before. KEPT: what it said before stays in force. IN_PART: only some of it
-    can't be read; the rest came as an Upserted just before.
+    ABSENT: nothing is left of what it said before. KEPT: what it said before stays in force. CLOSED: a policy of which
+    nothing can be read isolates its namespace. IN_PART: only some of it can't be read; the rest came as an Upserted
+    just before.
     """
 
     ABSENT = "refused, it counts as absent"
     KEPT = "refused, what it said before stays in force"
+    CLOSED = "refused, it isolates every pod of its namespace and admits nothing"
     IN_PART = "refused in part, the rest is in force"
 
 
@@ -55,12 +63,16 @@ class ObjectRef:
         return f"{self.kind} {name}" + (f" ({self.origin})" if self.origin else "")
 
 
+Known = Service | EndpointSlice | Node | NetworkPolicy | Namespace | Pod
+"""What the objects of all kinds become."""
+
+
 @dataclass(frozen=True, slots=True)
 class Upserted:
     """An object that counts appeared or changed. A Refused for the same ref before it is void."""
 
     ref: ObjectRef
-    object: Service | EndpointSlice | Node
+    object: Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +103,7 @@ Event = Upserted | Removed | Refused | Synced
 
 @dataclass(slots=True)
 class Snapshot:
-    """What is known of the cluster. Only `apply` changes it."""
+    """What is known of Services, slices and this node. Only `apply` changes it."""
 
     services: dict[ServiceName, Service] = field(default_factory=dict)
     slices: dict[ServiceName, dict[str, EndpointSlice]] = field(default_factory=dict)
@@ -116,7 +128,7 @@ class Snapshot:
                 self.refused.pop((ref.kind, ref.namespace, ref.name), None)
                 return self._upsert(object_)
 
-    def _upsert(self, object_: Service | EndpointSlice | Node) -> Iterable[ServiceName]:
+    def _upsert(self, object_: Known) -> Iterable[ServiceName]:
         match object_:
             case Service():
                 if self.services.get(object_.key) == object_:
@@ -129,6 +141,8 @@ class Snapshot:
                 changed = self.node != object_
                 self.node = object_
                 return tuple(self.services) if changed else ()
+            case NetworkPolicy() | Namespace() | Pod():
+                return ()
 
     def _upsert_slice(self, slice_: EndpointSlice) -> Iterable[ServiceName]:
         if self.slices.get(slice_.service, {}).get(slice_.name) == slice_:
@@ -150,7 +164,7 @@ class Snapshot:
             case Kind.ENDPOINT_SLICE:
                 owner = self._drop_slice(ref.namespace, ref.name)
                 return (owner,) if owner else ()
-            case Kind.NODE | Kind.FILE:
+            case _:
                 return ()
 
     def _drop_slice(self, namespace: str, name: str) -> ServiceName | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from socket import AF_INET, AF_INET6
 from sys import intern
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from kproxy_ebpf.kube import wire
 from kproxy_ebpf.kube.addresses import PartialRefusal, Refusal, refused
 from kproxy_ebpf.kube.stream import Resource
+from kproxy_ebpf.model.policies import Labels, labels_of
 from kproxy_ebpf.model.services import ServiceName
 from kproxy_ebpf.model.snapshot import Kind, ObjectRef, Refused, Unreadable, Upserted
 
@@ -110,6 +111,16 @@ def _adapter(shape: type) -> TypeAdapter[Any]:
 def service_name(metadata: wire.Metadata, name: str) -> ServiceName:
     """The key of the Service `name` in the namespace of the object with this `metadata`."""
     return ServiceName(intern(metadata.get("namespace") or DEFAULT_NAMESPACE), name)
+
+
+def shared_labels(labels: Mapping[str, str]) -> Labels:
+    """Labels as the model has them; those of the pods of one workload are one object."""
+    return _shared(labels_of({intern(key): intern(value) for key, value in labels.items()}))
+
+
+@lru_cache(maxsize=8192)
+def _shared(labels: Labels) -> Labels:
+    return labels
 
 
 def no_duplicates(where: str, what: str, values: Sequence[str]) -> None:
