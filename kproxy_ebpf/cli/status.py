@@ -80,6 +80,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "settings    " + " ".join(f"{key}={_setting_text(value)}" for key, value in daemon["settings"].items())
     if daemon.get("links"):
         yield f"links       {', '.join(daemon['links'])}"
+    yield from _redirect_lines(daemon.get("redirect"))
     if daemon.get("cgroup"):
         yield f"sockets     of {daemon['cgroup']}"
     for sentence in _complaints(daemon, health):
@@ -90,6 +91,17 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for verdict, count in report["verdicts"].items():
         if count["packets"]:
             yield f"verdict     {verdict:26} {count['packets']:>12} packets {count['bytes']:>15} bytes"
+
+
+def _redirect_lines(redirect: Mapping[str, Any] | None) -> Iterator[str]:
+    if redirect is None:
+        return
+    served, others = redirect["served"], redirect["others"]
+    count = len(set[str]().union(*served.values()))
+    families = ", ".join(f"{family} {len(links)}" for family, links in served.items())
+    yield f"redirect    serves {count} of {count + len(others)} links ({families})"
+    for reason in dict.fromkeys(others.values()):
+        yield f"redirect    not {', '.join(name for name, why in others.items() if why == reason)}: {reason}"
 
 
 def _health_text(health: Mapping[str, Any] | None) -> str:

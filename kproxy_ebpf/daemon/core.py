@@ -232,6 +232,7 @@ class Daemon:
             "synced": reconciler.first_sync_done,
             "links": sorted(modes.links.attached.values()),
             "cgroup": modes.cgroup,
+            "redirect": modes.redirect.plain() if modes.redirect else None,
             "refused": [
                 {"object": str(refused.ref), "reason": refused.reason}
                 for refused in reconciler.snapshot.refused.values()

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from kproxy_ebpf.contract.maps import FAMILIES
+from kproxy_ebpf.daemon.redirect import RedirectReport
 from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.forwarding.host_flows import needs_sync, sync_host_flows
-from kproxy_ebpf.datapath.forwarding.pod_addresses import PodAddresses, facts_of
+from kproxy_ebpf.datapath.forwarding.pod_addresses import FoundAddresses, PodAddresses, facts_of
 from kproxy_ebpf.datapath.forwarding.pod_table import PodTable
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.errors import MapFullError
@@ -31,14 +32,24 @@ Addresses = Mapping[int, Mapping[bytes, int]]
 
 
 class ForwardingTables:
-    """Keeps the tables that redirect reads in line with the kernel. `wake` says that something may have changed.
+    """Keeps the tables that redirect reads in line with the kernel. `wake` says that something may have changed, and
+    `report` takes which links are served, None while nothing is redirected.
 
     All tables but host_flows are kept while redirect is off, too. So turning it on takes one write, and one reading of
     conntrack.
     """
 
-    def __init__(self, generation: Generation, uplinks: Uplinks, is_on: Callable[[], bool], health: Health) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        uplinks: Uplinks,
+        is_on: Callable[[], bool],
+        health: Health,
+        report: Callable[[RedirectReport | None], object] = lambda _: None,
+    ) -> None:
         self._generation, self._uplinks, self._is_on, self._health = generation, uplinks, is_on, health
+        self._report = report
+        self._found: FoundAddresses | None = None
         self._woken = asyncio.Event()
         self._reader = PodAddresses()
 
@@ -51,6 +62,8 @@ class ForwardingTables:
         while True:
             self._woken.clear()
             cost_seconds = await asyncio.to_thread(self._sync, frozenset(links.attached))
+            found = self._found if self._is_on() else None
+            self._report(RedirectReport.of(found, links.attached) if found else None)
             await asyncio.sleep(max(REST_SECONDS, REST_FACTOR * cost_seconds))
             try:
                 async with asyncio.timeout(SYNC_SECONDS):
@@ -72,11 +85,12 @@ class ForwardingTables:
         """Read what the kernel knows, and tell the programs. Returns, by family, the link of each pod's address."""
         with PodTable(self._generation) as table:
             known = table.read()
-            ports, addresses, survey = self._reader.read(links, known)
+            found = self._found = self._reader.read(links, known)
             for family in FAMILIES:
-                table.replace(family, facts_of(ports, addresses[family]), ports, addresses[family])
-        self._uplinks.follow(survey, links)
-        return addresses
+                addresses = found.addresses[family]
+                table.replace(family, facts_of(found.ports, addresses), found.ports, addresses)
+        self._uplinks.follow(found.survey, links)
+        return found.addresses
 
     def _sync_host_flows(self, addresses: Addresses) -> None:
         problem = None

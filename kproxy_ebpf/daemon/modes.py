@@ -15,6 +15,7 @@ from kproxy_ebpf.config import Forwarding, Mode, Settings, SettingsKeeper
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.forwarding import ForwardingTables
+from kproxy_ebpf.daemon.redirect import RedirectReport, RedirectTeller
 from kproxy_ebpf.daemon.uplinks import Uplinks
 from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.forwarding.cluster_networks import Network
@@ -61,7 +62,10 @@ class ModeSwitch:
         self._datapath, self._keeper, self._health, self._changed = datapath, keeper, health, changed
         self._failures = metrics.attach_failures
         uplinks = Uplinks(datapath.generation, datapath.uplink_attacher, self._cluster, health)
-        self.forwarding = ForwardingTables(datapath.generation, uplinks, self._is_redirecting, health)
+        self._redirect = RedirectTeller(metrics, health)
+        self.forwarding = ForwardingTables(
+            datapath.generation, uplinks, self._is_redirecting, health, self._on_redirect_report
+        )
         self._drained = not self.is_on and not datapath.flows.has_live()
         self._changed_settings = asyncio.Event()
         self.switched = asyncio.Event()
@@ -91,6 +95,11 @@ class ModeSwitch:
     def cgroup(self) -> str | None:
         """The cgroup whose sockets have the programs; None while they are not attached."""
         return self._datapath.sockets.cgroup
+
+    @property
+    def redirect(self) -> RedirectReport | None:
+        """Which links redirect serves; None while it serves none since it is off."""
+        return self._redirect.report
 
     @property
     def _wanted(self) -> Switches:
@@ -184,6 +193,10 @@ class ModeSwitch:
         self._changed_settings.set()
         self.links.reconsider()
         self.forwarding.wake()
+
+    def _on_redirect_report(self, report: RedirectReport | None) -> None:
+        if self._redirect.tell(report):
+            self._changed()
 
     def _on_attached(self, _: float) -> None:
         self._tell_failures()

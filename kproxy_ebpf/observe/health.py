@@ -24,7 +24,7 @@ class Health:
 
     `queued_since` says (by `clock`) when the oldest change came that is not in the maps, None where there is none: the
     reconciler knows, however many changes came and went meanwhile. `synced` says that the cluster's state is in force
-    on every link for the first time; healthy starts before that.
+    on every link for the first time; healthy starts before that. `redirect` says which links are redirected to.
     """
 
     limit_seconds: float
@@ -35,6 +35,7 @@ class Health:
     synced: bool = False
     errors: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    redirect: str | None = None
     _last_updated: datetime | None = None
 
     def updated(self) -> None:
@@ -93,6 +94,7 @@ class Health:
             "healthy": self.alive,
             "synced": self.synced,
             "errors": errors,
+            **({"redirect": self.redirect} if self.redirect else {}),
             "problems": dict(self.problems),
         }
 

@@ -91,6 +91,12 @@ class Metrics:
         self.attached_links = Gauge(
             "kproxy_ebpf_attached_links", "Pod links that carry our programs", registry=registry
         )
+        self.redirect_links = Gauge(
+            "kproxy_ebpf_redirect_links", "Pod links that redirect serves", ["ip_family"], registry=registry
+        )
+        self.other_links = Gauge(
+            "kproxy_ebpf_redirect_other_links", "Pod links that redirect does not serve", ["reason"], registry=registry
+        )
         self.attach_failures = Counter(
             "kproxy_ebpf_attach_failures_total", "Links that programs could not be attached to", registry=registry
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from socket import AF_INET, AF_INET6, if_nametoindex, inet_ntop
 
 import pytest
-from links import ip
+from links import ip, tc
 
 from kproxy_ebpf.contract.maps import FAMILIES
+from kproxy_ebpf.datapath.forwarding.obstacles import Obstacle
 from kproxy_ebpf.datapath.forwarding.pod_addresses import PodAddresses
 
 POD = {4: "10.244.9.2", 6: "fd00:244:9::2"}
@@ -64,3 +65,32 @@ def test_an_address_with_another_host_route_is_no_pods(pod_link: int, family: in
     assert learned(family, pod_link) == {POD[family]: pod_link}
     ip(f"route add {other.format(pod=pod, router=router)}")
     assert learned(family, pod_link) == {}
+
+
+def test_what_keeps_each_link_from_being_redirected_to_is_named(netns: str) -> None:
+    pod = f"type veth peer name eth0 netns {netns}-pod"
+    ip(
+        "link add veth-alone up type veth peer name peer0",
+        f"link add veth-down {pod}",
+        f"link add veth-queue up {pod.replace('eth0', 'eth1')}",
+        "link add plain up type bridge",
+        f"link add veth-port up master plain {pod.replace('eth0', 'eth3')}",
+        f"link add veth-new up {pod.replace('eth0', 'eth4')}",
+        f"link add veth-two up {pod.replace('eth0', 'eth5')}",
+        f"link add veth-good up {pod.replace('eth0', 'eth6')}",
+        "route add 10.244.9.2/32 dev veth-two",
+        "route add unreachable 10.244.9.2/32 metric 7",
+        "route add 10.244.9.3/32 dev veth-good",
+    )
+    tc("qdisc", "add", "dev", "veth-queue", "root", "pfifo")
+    names = {"alone", "down", "queue", "port", "new", "two", "good"}
+    links = {if_nametoindex(f"veth-{name}"): name for name in names}
+    found = PodAddresses().read(links.keys(), {each: {} for each in FAMILIES}).obstacles
+    assert {links[ifindex]: obstacle for ifindex, obstacle in found.items()} == {
+        "alone": Obstacle.NO_VETH,
+        "down": Obstacle.DOWN,
+        "queue": Obstacle.QUEUE,
+        "port": Obstacle.UNKNOWN_NEIGHBOUR,
+        "new": Obstacle.NO_HOST_ROUTE,
+        "two": Obstacle.CONTESTED,
+    }

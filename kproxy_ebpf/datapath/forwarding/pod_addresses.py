@@ -18,6 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_type
 
 from kproxy_ebpf.contract.scalars import address_bytes
+from kproxy_ebpf.datapath.forwarding.obstacles import Obstacle, is_plain_bridge, obstacle_at, without_address
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts
 from kproxy_ebpf.linux import rtnetlink
 from kproxy_ebpf.linux.netlink import SOCKET_FAMILIES
@@ -25,7 +26,6 @@ from kproxy_ebpf.linux.rtnetlink import NO_NEIGHBOUR, Message, Survey, requests
 
 _TABLES = (254, 255)  # main, local: by default the host heeds no other
 _ROUNDABOUT = ("RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_ENCAP")
-_UP = 1
 
 
 class Port(NamedTuple):
@@ -39,12 +39,13 @@ class Port(NamedTuple):
 
 
 class FoundAddresses(NamedTuple):
-    """The ports among the links asked for; by family, the port of each address, at most one address for a port; and
-    the links and routes that were read for it.
+    """The ports among the links asked for; by family, the port of each address, at most one address for a port; what
+    keeps each other link from being a port of a known address; and the links and routes that were read for it.
     """
 
     ports: dict[int, Port]
     addresses: dict[int, dict[bytes, int]]
+    obstacles: dict[int, Obstacle]
     survey: Survey
 
 
@@ -66,24 +67,41 @@ class PodAddresses:
         """
         with requests("addresses of pods") as route:
             survey = rtnetlink.survey(route)
-            ports = self._ports(route, survey.links, links)
+            obstacles: dict[int, Obstacle] = {}
+            ports = self._ports(route, survey.links, links, obstacles)
             claims = {
                 family: (*_host_routes(messages, family), *_neighbours(route, family, ports))
                 for family, messages in survey.routes.items()
             }
         addresses = {family: _addresses(ports, claims[family], known[family]) for family in claims}
-        return FoundAddresses(ports, addresses, survey)
+        obstacles |= without_address(
+            {port.ifindex: port.bridge for port in ports.values()},
+            {ifindex for each in addresses.values() for ifindex in each.values()},
+            (ifindex for each in claims.values() for address, ifindex in each if not is_link_local(address)),
+        )
+        return FoundAddresses(ports, addresses, obstacles, survey)
 
-    def _ports(self, route: IPRoute, messages: Mapping[int, Message], links: Collection[int]) -> dict[int, Port]:
-        bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if _is_plain_bridge(message)}
+    def _ports(
+        self,
+        route: IPRoute,
+        messages: Mapping[int, Message],
+        links: Collection[int],
+        obstacles: dict[int, Obstacle],
+    ) -> dict[int, Port]:
+        """The ports among the links; what keeps each other one from being a port is put into `obstacles`."""
+        bridges = {ifindex: _mac(message) for ifindex, message in messages.items() if is_plain_bridge(message)}
         self._macs = {ifindex: mac for ifindex, mac in self._macs.items() if ifindex in messages}
         ports = {}
         for ifindex in links & messages.keys():
             message = messages[ifindex]
             bridge = message.get_attr("IFLA_MASTER") or 0
-            router_mac = bridges.get(bridge, b"") if bridge else _mac(message)
-            if _is_plain_veth(message) and router_mac and (mac := self._mac_behind(route, ifindex, message)):
+            if obstacle := obstacle_at(message, bridges):
+                obstacles[ifindex] = obstacle
+            elif mac := self._mac_behind(route, ifindex, message):
+                router_mac = bridges[bridge] if bridge else _mac(message)
                 ports[ifindex] = Port(ifindex, bridge, mac, router_mac, message.get_attr("IFLA_LINK_NETNSID"))
+            else:
+                obstacles[ifindex] = Obstacle.POD_GONE
         return ports
 
     def _mac_behind(self, route: IPRoute, ifindex: int, message: Message) -> bytes:
@@ -163,26 +181,6 @@ def _neighbours(route: IPRoute, family: int, ports: Mapping[int, Port]) -> Itera
         if message["ifindex"] in bridges and mac and not message["state"] & NO_NEIGHBOUR:
             address = _packed(family, message.get_attr("NDA_DST"))
             yield address, behind.get((message["ifindex"], _binary(mac)), 0)
-
-
-def _is_plain_veth(message: Message) -> bool:
-    """True if the link is up, leads to another namespace, and has no queue: the bandwidth plugin sets one, and packets
-    must wait in it.
-    """
-    return (
-        message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "veth"
-        and message.get_attr("IFLA_LINK_NETNSID") is not None
-        and message.get_attr("IFLA_QDISC") == "noqueue"
-        and bool(message["flags"] & _UP)
-    )
-
-
-def _is_plain_bridge(message: Message) -> bool:
-    linkinfo = message.get_attr("IFLA_LINKINFO")
-    if linkinfo is None or linkinfo.get_attr("IFLA_INFO_KIND") != "bridge":
-        return False
-    data = linkinfo.get_attr("IFLA_INFO_DATA")
-    return data is not None and not data.get_attr("IFLA_BR_VLAN_FILTERING")
 
 
 def _mac(message: Message) -> bytes:

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from kproxy_ebpf.datapath.forwarding.obstacles import Obstacle, obstacle_at
 from kproxy_ebpf.datapath.forwarding.pod_addresses import is_link_local, one_each
 from kproxy_ebpf.linux.rtnetlink import Neighbours
 
@@ -53,6 +54,9 @@ class Message(dict[str, object]):
     def get_attr(self, name: str) -> object:
         return self.get(name)
 
+    def get_nested(self, *_: str) -> str:
+        return "veth"
+
 
 def neighbour(event: str, mac: str | None, state: int = 2) -> Message:
     return Message(event=event, family=socket.AF_INET, ifindex=3, state=state, NDA_DST="10.244.1.2", NDA_LLADDR=mac)
@@ -69,3 +73,10 @@ def test_how_fresh_a_neighbour_is_is_no_news() -> None:
         (neighbour("RTM_DELNEIGH", "02:00:00:00:00:02"), False),
     ]
     assert [neighbours.changes(message) for message, _ in story] == [news for _, news in story]
+
+
+@pytest.mark.parametrize(("plain_bridges", "obstacle"), [({9}, None), (set(), Obstacle.NO_PLAIN_BRIDGE)])
+def test_a_bridge_that_looks_at_vlan_tags_is_an_obstacle(plain_bridges: set[int], obstacle: Obstacle | None) -> None:
+    """Not every kernel can make one, so this is no test of tests/bpf."""
+    link = Message(flags=1, IFLA_LINK_NETNSID=0, IFLA_QDISC="noqueue", IFLA_MASTER=9)
+    assert obstacle_at(link, plain_bridges) is obstacle
