@@ -26,6 +26,13 @@ RUN apt-get update \
 COPY bpf_src /usr/share/kproxy-ebpf/bpf_src
 RUN KPROXY_BPF_SOURCE=/usr/share/kproxy-ebpf/bpf_src /opt/kproxy-ebpf/bin/kproxy-ebpf compile --output /compiled
 
+FROM debian:12-slim AS plugin
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc musl-tools
+WORKDIR /source
+COPY cni/plugin.c cni/
+COPY hack/cni-plugin.sh hack/
+RUN hack/cni-plugin.sh /kproxy-ebpf-cni
+
 FROM base
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="kproxy-ebpf" \
@@ -35,6 +42,7 @@ LABEL org.opencontainers.image.title="kproxy-ebpf" \
       org.opencontainers.image.base.name="docker.io/library/debian:12-slim"
 COPY --from=python /opt/kproxy-ebpf /opt/kproxy-ebpf
 COPY --from=programs /compiled /usr/share/kproxy-ebpf/compiled
+COPY --from=plugin /kproxy-ebpf-cni /usr/share/kproxy-ebpf/cni/kproxy-ebpf-cni
 COPY bpf_src /usr/share/kproxy-ebpf/bpf_src
 COPY LICENSE /usr/share/kproxy-ebpf/LICENSE
 ENV KPROXY_BPF_SOURCE=/usr/share/kproxy-ebpf/bpf_src \

@@ -92,5 +92,5 @@ image: ## build the container image (needs docker or a work-alike)
 	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 clean: ## remove what setup and the tests made in this folder; the user's cache stays
-	rm -rf .venv build compiled *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build compiled cni/kproxy-ebpf-cni *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,10 +12,12 @@ cd "$(dirname "$0")/.."
 
 python=/usr/bin/python3 # Debian's: the bcc module is built for this one only
 packages=(python3-venv python3-bpfcc libbpf1 iproute2)
+packages+=(gcc musl-tools) # the CNI plugin
 extra=""
 if [[ ${1:-} == dev || ${1:-} == bench ]]; then
-    packages+=(bpftool conntrack nftables iptables openssl gcc libc6-dev ca-certificates)
-    packages+=(curl bind9-dnsutils musl-tools nginx redis-tools) # real programs that the tests let talk to Services
+    packages+=(bpftool conntrack nftables iptables openssl libc6-dev ca-certificates)
+    packages+=(curl bind9-dnsutils nginx redis-tools) # real programs that the tests let talk to Services
+    packages+=(containernetworking-plugins)            # wires pods as on a cluster
     extra="[dev]"
 fi
 if [[ ${1:-} == bench ]]; then
@@ -66,6 +68,11 @@ install_project() {
     touch "$wanted"
 }
 
+build_plugin() {
+    [[ cni/kproxy-ebpf-cni -nt cni/plugin.c ]] || hack/cni-plugin.sh
+}
+
 install_packages
 install_project
+build_plugin
 say "ready: .venv/bin/kproxy-ebpf"

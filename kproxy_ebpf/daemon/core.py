@@ -20,6 +20,7 @@ from kproxy_ebpf import __version__
 from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.backlog import Backlog
 from kproxy_ebpf.daemon.cluster_source import Cluster, connected, source_problems
+from kproxy_ebpf.daemon.cni_server import CniServer
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
 from kproxy_ebpf.daemon.explain import Explainer
@@ -39,7 +40,7 @@ from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving
-from kproxy_ebpf.observe.state import read_json, state_dir
+from kproxy_ebpf.observe.state import cni_socket, read_json, state_dir
 from kproxy_ebpf.plan.services.plan import PlanSettings
 from kproxy_ebpf.reconcile.services import Reconciler
 
@@ -163,6 +164,8 @@ class Daemon:
         start_part("modes", modes.follow())
         start_part("guard", modes.guard(self.options.sync_period))
         start_part("sockets", datapath.sockets.terminate())
+        socket = cni_socket(self.options.bpffs)
+        start_part("CNI", CniServer(socket, modes.links, modes.switched.wait, self.metrics, self.health).run())
         start_part("room", keep_room(datapath.generation, self.health))
         await asyncio.gather(self._synced.wait(), modes.links.ready.wait(), modes.switched.wait())
         # The cluster's objects stay in memory. The collector need not walk them again: that takes longer than a change.

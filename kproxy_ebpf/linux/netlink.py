@@ -46,9 +46,13 @@ class Netlink:
 
     def order(self, kind: int, payload: bytes) -> None:
         """Ask for something to be done, and wait until it is. Raises OSError."""
-        self._send(kind, _REQUEST | _ACK, payload)
-        for _ in self._answers():
+        for _ in self.ask(kind, payload):
             pass
+
+    def ask(self, kind: int, payload: bytes) -> Iterator[memoryview]:
+        """Ask for one object; its payload. Raises OSError."""
+        self._send(kind, _REQUEST | _ACK, payload)
+        return self._answers()
 
     def close(self) -> None:
         self._socket.close()

@@ -85,6 +85,12 @@ class Metrics:
         self.refused_objects = Gauge(
             "kproxy_ebpf_refused_objects", "Objects that can't be read, all or in part", ["kind"], registry=registry
         )
+        self.cni_answers = Counter(
+            "kproxy_ebpf_cni_requests_total",
+            "Answers to the CNI plugin, by error code (0: success)",
+            ["command", "code"],
+            registry=registry,
+        )
         self.source_connected = Gauge(
             "kproxy_ebpf_source_connected", "1 while changes in the cluster can be seen", registry=registry
         )

@@ -24,6 +24,12 @@ def state_dir(bpffs: Path) -> Path:
     return STATE_ROOT / "state" if bpffs == DEFAULT_BPFFS else bpffs.with_name(f"{bpffs.name}.state")
 
 
+def cni_socket(bpffs: Path) -> Path:
+    """Where the daemon that pins below `bpffs` listens for the CNI plugin; the first is the plugin's own default."""
+    folder = STATE_ROOT if bpffs.absolute() == DEFAULT_BPFFS else state_dir(bpffs)
+    return folder / "cni.sock"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` in one step: a reader sees the old content or the new one, never a part. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

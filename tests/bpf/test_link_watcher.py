@@ -14,6 +14,7 @@ from pyroute2.iproute.linux import IPRoute
 from kproxy_ebpf.datapath.attach.link_watcher import LinkWatcher
 from kproxy_ebpf.datapath.attach.tc import Attacher, Method
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux.bpf import Link
 
 
@@ -151,3 +152,48 @@ async def test_lost_messages_are_made_up_for(attacher: Attacher, netns: str, mon
     async with watching(links):
         ip(*(f"link add dump{i} type bridge" for i in range(60)), "link add veth-last type veth peer name peer")
         await until(lambda: bool(links.attached))
+
+
+async def test_a_link_is_equipped_before_it_is_heard_of(attacher: Attacher, netns: str) -> None:
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
+    ip("link add veth0 type veth peer name other0")
+    veth, other = if_nametoindex("veth0"), if_nametoindex("other0")
+    assert not await links.is_as_wanted(veth, "veth0")
+    assert await links.equip(veth, "veth0")
+    assert await links.is_as_wanted(veth, "veth0")
+    assert await asyncio.to_thread(attacher.is_attached, veth)
+    assert not await links.equip(other, "other0")
+    assert await links.is_as_wanted(other, "other0"), "it is to have none"
+    assert not await asyncio.to_thread(attacher.is_attached, other)
+    async with watching(links):
+        assert links.attached == {veth: "veth0"}
+        await asyncio.to_thread(attacher.detach, veth)
+        assert not await links.is_as_wanted(veth, "veth0")
+        assert await links.equip(veth, "veth0"), "whatever is thought to be attached"
+        assert await links.is_as_wanted(veth, "veth0")
+
+
+async def test_links_are_equipped_while_they_are_surveyed(attacher: Attacher, netns: str) -> None:
+    """Both attach the same programs to the same links; each program is there once."""
+    ip(*(f"link add veth{number} type veth peer name other{number}" for number in range(20)))
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
+    async with watching(links):
+        links.reconsider()
+        names = {if_nametoindex(f"veth{number}"): f"veth{number}" for number in range(20)}
+        assert all(await asyncio.gather(*(links.equip(*link) for link in names.items())))
+        await links.ready.wait()
+        assert (links.attached, links.failed) == (names, {})
+    assert all([await asyncio.to_thread(attacher.is_attached, ifindex) for ifindex in names])
+
+
+async def test_a_link_that_is_gone_can_not_be_equipped(attacher: Attacher, netns: str, generation: Generation) -> None:
+    ip("link add veth0 type veth peer name other0")
+    veth = if_nametoindex("veth0")
+    links = LinkWatcher(attacher, lambda name: name.startswith("veth"))
+    async with watching(links):
+        ip("link del veth0")
+        await until(lambda: veth not in links.attached)
+        with pytest.raises(NodeError, match="veth0 is gone"):
+            await links.equip(veth, "veth0")
+        assert links.attached == links.failed == {}
+    assert pins(generation, veth) == []

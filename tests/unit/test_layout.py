@@ -17,7 +17,7 @@ LONGEST = 330
 GENERATED = {ROOT / "kproxy_ebpf/contract/layouts.py"}  # as long as contract.h makes it
 SOURCES = sorted(
     path
-    for folder, suffixes in (("kproxy_ebpf", {".py"}), ("bpf_src", {".c", ".h"}), ("tests", {".py"}))
+    for folder, suffixes in (("kproxy_ebpf", {".py"}), ("bpf_src", {".c", ".h"}), ("cni", {".c"}), ("tests", {".py"}))
     for path in (ROOT / folder).rglob("*")
     if path.suffix in suffixes and path not in GENERATED
 )

@@ -94,6 +94,12 @@ class Clsact:
                 if any(found.name.startswith(self._owned) for found in _filters(route, ifindex))
             }
 
+    def carries(self, ifindex: int, programs: Iterable[str]) -> bool:
+        """True if there is a filter for each of the programs. Raises OSError."""
+        with requests(f"filters at interface {ifindex}") as route:
+            names = {found.name for found in _filters(route, ifindex)}
+        return names >= {f"{OWNER}{program}" for program in programs}
+
     def prune(self) -> None:
         """Forget the qdiscs whose links are gone."""
         with requests("qdiscs") as route:

@@ -51,6 +51,7 @@ class LinkWatcher:
         self._heard: deque[tuple[float, LinkChange]] = deque()
         self._stale = False
         self._wake = asyncio.Event()
+        self._changing = asyncio.Lock()  # `equip` is for tasks other than that of `run`
         self.ready = asyncio.Event()
 
     def reconsider(self) -> None:
@@ -58,6 +59,28 @@ class LinkWatcher:
         self.ready.clear()
         self._stale = True
         self._wake.set()
+
+    async def equip(self, ifindex: int, name: str) -> bool:
+        """Attach the programs to a link that may not have been heard of yet. True if they are there when this returns,
+        False if the link is to have none. Raises NodeError.
+        """
+        async with self._changing:
+            self._known[ifindex] = name
+            if not self._is_pod(ifindex):
+                return False
+            await self._attach(ifindex, time.monotonic())
+            if ifindex in self.failed:
+                raise NodeError(self.failed[ifindex])
+            if ifindex not in self.attached:
+                del self._known[ifindex]  # its end may have been heard of before this
+                raise NodeError(f"link {name} is gone")
+        return True
+
+    async def is_as_wanted(self, ifindex: int, name: str) -> bool:
+        """True if the kernel has the programs at that link, or the link is to have none. Raises OSError."""
+        if ifindex in self._uplinks or not self._admits(name):
+            return True
+        return await asyncio.to_thread(self._attacher.is_attached, ifindex)
 
     async def run(self) -> None:
         """Attach and detach until cancelled. What is attached then stays: the datapath outlives the daemon."""
@@ -78,11 +101,12 @@ class LinkWatcher:
     async def _finish(self) -> None:
         """Deal with everything heard so far."""
         while self._stale or self._heard:
-            if self._stale:
-                await self._survey()
-            else:
-                heard_at, change = self._heard.popleft()
-                await self._change(change, heard_at)
+            async with self._changing:
+                if self._stale:
+                    await self._survey()
+                else:
+                    heard_at, change = self._heard.popleft()
+                    await self._change(change, heard_at)
 
     async def _survey(self) -> None:
         self._stale = False

@@ -76,6 +76,12 @@ class Attacher:
         by_clsact = dict.fromkeys(self._clsact.attached(), Method.CLSACT)
         return by_clsact | dict.fromkeys(self._pinned(), Method.TCX)
 
+    def is_attached(self, ifindex: int) -> bool:
+        """True if the kernel has all of this attacher's programs at that link. Raises OSError."""
+        if self._clsact.carries(ifindex, (pinned_name(*key) for key in self._order)):
+            return True
+        return all(self._runs(ifindex, *key) for key in self._order)
+
     def swap(self, generation: Generation) -> None:
         """Put another generation's programs in the place of those attached; no packet meets neither."""
         self._close_programs()
@@ -125,6 +131,13 @@ class Attacher:
             if info.program_id != self._program_ids[name, family]:
                 link.update(self._programs[name, family])
             return True
+
+    def _runs(self, ifindex: int, name: str, family: int) -> bool:
+        pin = self._pin(ifindex, name, family)
+        if not pin.exists():
+            return False
+        with Link.open(pin) as link:
+            return link.info.ifindex == ifindex
 
     def _detach_tcx(self, ifindex: int) -> None:
         for name, family in reversed(self._order):
