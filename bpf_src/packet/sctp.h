@@ -6,6 +6,7 @@
  * takes one multiplication for each bit that is set in n.
  */
 #define CRC32C_POLYNOMIAL 0x82f63b78u /* bits reversed */
+#define CRC32C_ONE 0x80000000u	     /* x^0, bits reversed */
 #define SCTP_LENGTH_BITS 16
 #define SCTP_CHECKSUM_OFFSET 8
 
@@ -43,13 +44,17 @@ static __always_inline __u32 crc32c_multiply(__u32 a, __u32 b)
 	return product;
 }
 
-/* The change (XOR) of the checksum of a packet of `bytes`, if its first four bytes change by `difference` (XOR). */
+/*
+ * The change (XOR) of the checksum of a packet of `bytes`, if its first four bytes change by `difference` (XOR). A bit
+ * that is not set multiplies by 1: the verifier would walk a branch for each bit again and again, at each start.
+ */
 static __always_inline __u32 crc32c_difference(__u32 difference, __u32 bytes)
 {
 #pragma unroll
-	for (int bit = 0; bit < SCTP_LENGTH_BITS; bit++)
-		if (bytes >> bit & 1)
-			difference = crc32c_multiply(crc32c_shift(bit), difference);
+	for (int bit = 0; bit < SCTP_LENGTH_BITS; bit++) {
+		__u32 is_set = -(bytes >> bit & 1);
+		difference = crc32c_multiply((crc32c_shift(bit) & is_set) | (CRC32C_ONE & ~is_set), difference);
+	}
 	return difference;
 }
 

@@ -6,13 +6,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import click
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.cli import check, cleanup, demo, explain, monitor, run, status, tables, trace
-from kproxy_ebpf.cli.compile import compile_programs
 from kproxy_ebpf.errors import KproxyError
 
 EXIT_CODES = """\b
@@ -29,12 +28,42 @@ Exit codes (sysexits.h where there is one):
  130  interrupted"""
 
 
+COMMANDS = {
+    "backends": "tables.backends",
+    "check": "check.check",
+    "cleanup": "cleanup.cleanup",
+    "compile": "compile.compile_programs",
+    "demo": "demo.demo",
+    "explain": "explain.explain",
+    "flows": "tables.flows",
+    "monitor": "monitor.monitor",
+    "run": "run.run",
+    "services": "tables.services",
+    "status": "status.status",
+    "trace": "trace.trace",
+}
+"""Where each command stands in this package."""
+
+
 class ReaderGoneError(Exception):
     """Whoever reads the output has seen enough: `flows | head`."""
 
 
 class Commands(click.Group):
-    """A group that tells of a reader that is gone; click itself would end with 1, as after a failure."""
+    """A group that imports a command when it is asked for: the daemon is up sooner, and smaller, without the others.
+
+    It tells of a reader that is gone; click itself would end with 1, as after a failure.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it with a context
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(".")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), function)
+        return command
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _reader_gone():
@@ -57,23 +86,6 @@ def _reader_gone() -> Iterator[None]:
 @click.version_option(__version__, prog_name="kproxy-ebpf")
 def commands() -> None:
     """Kubernetes Services for pods, in tc-eBPF, beside kube-proxy."""
-
-
-for command in (
-    run.run,
-    check.check,
-    status.status,
-    tables.services,
-    tables.backends,
-    tables.flows,
-    explain.explain,
-    trace.trace,
-    monitor.monitor,
-    cleanup.cleanup,
-    demo.demo,
-    compile_programs,
-):
-    commands.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

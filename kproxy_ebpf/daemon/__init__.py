@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kproxy_ebpf.daemon.core import start
 from kproxy_ebpf.daemon.options import Options
+from kproxy_ebpf.daemon.start import start
 
 __all__ = ["Options", "start"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ import uvloop
 from kproxy_ebpf import __version__
 from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.backlog import Backlog
+from kproxy_ebpf.daemon.building import Building
 from kproxy_ebpf.daemon.cluster_source import Cluster, connected, source_problems
 from kproxy_ebpf.daemon.cni_server import CniServer
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
@@ -31,12 +31,10 @@ from kproxy_ebpf.daemon.reports import DatapathReports, Reports, at_random_sente
 from kproxy_ebpf.daemon.settings import Reporter, last_good, wait_for_first
 from kproxy_ebpf.daemon.status import StatusFile
 from kproxy_ebpf.daemon.supervise import Start, supervised
-from kproxy_ebpf.datapath.generations.bpffs import NodeLock
 from kproxy_ebpf.errors import ConfigError
 from kproxy_ebpf.kube.source import SettingsState
 from kproxy_ebpf.linux import allocator
 from kproxy_ebpf.model.snapshot import Event, Snapshot
-from kproxy_ebpf.observe import logging
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving
@@ -51,18 +49,13 @@ NOT_LOADED = "the programs are not yet loaded"
 NOT_SYNCED = "the cluster's state is not yet in the tables"
 NOT_ON_LINKS = "the programs are not yet on the links of all pods"
 COMPILING = "the programs are being compiled, for they are not kept on this node; pods are served as before meanwhile"
-COLLECTOR_THRESHOLDS = (100_000, 20, 100)  # Python's defaults take a third of the time of a first sync
 
 
-def start(options: Options) -> None:
+def serve(options: Options, building: Building) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises KproxyError."""
-    allocator.use_one_arena()
-    logging.configure()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(Daemon(options).run())
+            runner.run(Daemon(options).run(building))
         except asyncio.CancelledError:
             log.info("ended: the datapath stays in force")
 
@@ -84,13 +77,12 @@ class Daemon:
         self._conflicts: Conflicts | None = None
         self._modes: ModeSwitch | None = None
 
-    async def run(self) -> None:
+    async def run(self, building: Building) -> None:
         """Until cancelled. Raises KproxyError when a part can't start or dies."""
         _handle_signals()
         options = self.options
-        log.info("starting", version=__version__, node=options.node_name, bpffs=str(options.bpffs))
         async with AsyncExitStack() as stack:
-            stack.enter_context(NodeLock(options.bpffs))
+            building.listen(self._compiling)
             stack.push_async_callback(self.status.finish)  # after all parts have ended
             explainer = Explainer(options.node_name, lambda: self.keeper.current.mode.is_on, lambda: self._reconciler)
             health = health_app(self.health, self.metrics, self._missing)
@@ -104,7 +96,7 @@ class Daemon:
                 await self._follow_settings(cluster, start_part)
                 backlog = Backlog()
                 start_part("source", cluster.source.run(backlog.feed))
-                datapath = await Datapath.prepare(options, self._compiling)
+                datapath = Datapath(await building.generation(), options)
                 stack.callback(datapath.close)  # after all parts have ended
                 datapath_reports = DatapathReports(datapath.generation)
                 stack.callback(datapath_reports.close)
@@ -243,12 +235,6 @@ class Daemon:
             "conflicts": [sentence(conflict) for conflict in reconciler.conflicts],
             "services": reconciler.service_names(),
         }
-
-
-def _raise_file_limit() -> None:
-    """The soft limit is 1,024 for programs that call select(), which nothing here does."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _handle_signals() -> None:

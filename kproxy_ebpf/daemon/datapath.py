@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import structlog
 
@@ -16,17 +14,13 @@ from kproxy_ebpf.daemon.flows import Flows
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
-from kproxy_ebpf.datapath.generations.build import Workshop
-from kproxy_ebpf.datapath.generations.compile import Compiler
-from kproxy_ebpf.datapath.generations.generation import Generation, ensure
-from kproxy_ebpf.datapath.generations.kept import default_folder
+from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps.packing import now_seconds
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.datapath.maps.settings import LiveSettings
 from kproxy_ebpf.datapath.take_over import take_over
 from kproxy_ebpf.errors import NodeError
-from kproxy_ebpf.linux.kernel import require_kernel
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
@@ -37,35 +31,23 @@ UDP_SECONDS = TIMEOUT_SECONDS["UDP_ESTABLISHED"]
 
 
 class Datapath:
-    """One generation. Make it with `prepare`; it serves pods from `take_over` on.
+    """One generation. It serves pods from `take_over` on.
 
     `flows` and `sockets` are what it has of each; `attacher` attaches to pods' links, `uplink_attacher` to uplinks.
     """
 
-    def __init__(self, generation: Generation, method: Method, capacities: Capacities, cgroup: Path | None) -> None:
+    def __init__(self, generation: Generation, options: Options) -> None:
         self.generation = generation
         self.has_taken_over = False
         self.flows = Flows(generation)
-        self.sockets = Sockets(generation, cgroup)
-        self._capacities = capacities
+        self.sockets = Sockets(generation, options.cgroup)
+        sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
+        self._capacities = Capacities(**sizes)
+        method = Method(options.attach)
         self.attacher = Attacher(generation, method)
         self.uplink_attacher = Attacher(generation, method, AT_UPLINKS)
         self._maps = {family: ServiceMaps(generation, family) for family in FAMILIES}
         self._live = LiveSettings(generation)
-
-    @classmethod
-    async def prepare(cls, options: Options, compiling: Callable[[bool], None]) -> Datapath:
-        """Adopt what is pinned, or load it, and compile it before where it is not kept. Raises NodeError, LoadError.
-
-        `compiling` is called with True when that begins, and with False when it is done.
-        """
-        require_kernel()
-        began = time.monotonic()
-        generation = await _ensured(options, compiling)
-        what = "adopted" if generation.is_current else "built"
-        log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
-        sizes = {name: getattr(options.constants, f"{name}_max") for name in Capacities.__dataclass_fields__}
-        return cls(generation, Method(options.attach), Capacities(**sizes), options.cgroup)
 
     @property
     def is_ready(self) -> bool:
@@ -136,25 +118,3 @@ class Datapath:
         self._live.close()
         for maps in self._maps.values():
             maps.close()
-
-
-async def _ensured(options: Options, compiling: Callable[[bool], None]) -> Generation:
-    """The generation to be in force. Cancelled, it returns when nothing is written to our pins any more."""
-    loop = asyncio.get_running_loop()
-
-    def tell(begins: bool) -> None:
-        loop.call_soon_threadsafe(compiling, begins)
-
-    compiler = Compiler(tell)
-    workshop = Workshop(options.cache_dir or default_folder(), compiler)
-    work = asyncio.ensure_future(
-        asyncio.to_thread(ensure, options.bpffs, options.constants, sources=None, workshop=workshop)
-    )
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        compiler.stop()
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # StoppedError, as a rule: nobody else asks for it
-        raise

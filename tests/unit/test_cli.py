@@ -22,7 +22,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_daemon_imports_nothing_that_it_does_not_use() -> None:
     """As long as these are not asked for: a folder that is watched, an API server."""
-    code = "import sys; from kproxy_ebpf.cli.run import import_structlog as first; first(); import kproxy_ebpf.daemon"
+    code = (
+        "import sys; from kproxy_ebpf.cli.run import import_structlog as first; first(); import kproxy_ebpf.daemon.core"
+    )
     listed = f"{code}; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
     unused = {"bcc", "kubernetes_asyncio", "pyroute2.ndb", "rich", "sqlite3", "tabulate", "watchfiles"}
@@ -42,9 +44,12 @@ def test_no_summary_is_cut_off() -> None:
     assert "..." not in summaries
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands.commands))
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_flag_has_a_variable(name: str) -> None:
-    for parameter in cli.commands.commands[name].params:
+    command = cli.commands.get_command(click.Context(cli.commands), name)
+    assert command is not None
+    assert command.name == name
+    for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name != "help":
             assert parameter.envvar == f"KPROXY_{parameter.opts[-1].strip('-').replace('-', '_').upper()}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf.cli import commands
+from kproxy_ebpf.cli import COMMANDS
 from kproxy_ebpf.config import Settings
 from kproxy_ebpf.contract.maps import MAPS
 
@@ -111,4 +111,4 @@ def test_every_setting_and_command_is_in_the_operators_tables() -> None:
     operations = ROOT / "docs/operations.md"
     assert sorted(rows(operations, "Settings")) == sorted(Settings().plain())
     named = {row.split()[0] for row in rows(operations, "Commands")}
-    assert named == set(commands.commands)
+    assert named == set(COMMANDS)
