@@ -17,22 +17,11 @@ from ipaddress import IPv4Network, IPv6Network
 from types import TracebackType
 from typing import Self
 
-from kproxy_ebpf.lab import netns, registry
+from kproxy_ebpf.lab import netns, pod_network, registry
 from kproxy_ebpf.lab.cgroups import NodeCgroup
 from kproxy_ebpf.lab.netns import Namespace
-
-# No router speaks, and nobody is here whom an address could duplicate. Each is added with nodad too: without, it is
-# tentative (bind refuses it) until the kernel has noticed that its new link is up.
-QUICK = {
-    "ipv6/conf/all/accept_dad": "0",
-    "ipv6/conf/default/accept_dad": "0",
-    "ipv6/conf/default/router_solicitations": "0",
-    "ipv6/conf/default/accept_ra": "0",
-}
-ROUTER = QUICK | {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
-# The world outside says at once, every time, that it knows no VIP: a test that waits for one sees when it comes.
-OUTSIDE = ROUTER | {"ipv4/icmp_ratelimit": "0", "ipv6/icmp/ratelimit": "0"}
-NODE = ROUTER | {"ipv4/conf/all/rp_filter": "2", "ipv4/conf/default/rp_filter": "2"}
+from kproxy_ebpf.lab.pod_network import HostPort, PodNetwork
+from kproxy_ebpf.lab.sysctls import NODE, OUTSIDE, QUICK
 
 # The gateway that every pod of a point-to-point node sees; a permanent neighbour, so the host side needs no address.
 GATEWAY4, GATEWAY6, GATEWAY_MAC = "169.254.1.1", "fe80::1", "ee:ee:ee:ee:ee:ee"
@@ -43,10 +32,21 @@ TUNNEL, TUNNEL_MTU, VTEP_MACS = "vxlan0", 1450, "02:76:78:00:00"
 
 
 class Cni(StrEnum):
-    """How a node wires its pods. PTP: a host route to each pod's link. BRIDGE: all links in one bridge, the gateway."""
+    """How a node wires its pods. PTP: a host route to each pod's link. BRIDGE: all links in one bridge, the gateway.
+    …_PLUGIN: as the real CNI plugins do it.
+    """
 
     PTP = "ptp"
     BRIDGE = "bridge"
+    PTP_PLUGIN = "ptp-plugin"
+    BRIDGE_PLUGIN = "bridge-plugin"
+
+    @property
+    def is_bridge(self) -> bool:
+        return self in (Cni.BRIDGE, Cni.BRIDGE_PLUGIN)
+
+
+_PLUGINS = {Cni.PTP_PLUGIN: pod_network.PTP, Cni.BRIDGE_PLUGIN: pod_network.BRIDGE}
 
 
 class Underlay(StrEnum):
@@ -59,12 +59,16 @@ class Underlay(StrEnum):
 class Pod(Namespace):
     """A pod. `host_link` is the name of its link's host side, in the node's namespace."""
 
-    def __init__(self, node: Node, name: str, number: int, mtu: int) -> None:
+    def __init__(self, node: Node, name: str, number: int, mtu: int, host_ports: tuple[HostPort, ...] = ()) -> None:
         super().__init__(f"{node.netns}-{name}", name, QUICK, node.cgroup)
         self.node = node
         self.number = number
         self.ip4 = str(node.pod_cidr4[number])
         self.ip6 = str(node.pod_cidr6[number])
+        if node.plugins:
+            self.ip("link set lo up")
+            self.host_link = node.plugins.add(self, host_ports, mtu)
+            return
         self.host_link = f"veth{name}"
         if len(self.host_link) > LINK_NAME_MAX:
             raise ValueError(f"pod name {name!r} is too long: its link would be {self.host_link}")
@@ -87,6 +91,8 @@ class Node(Namespace):
         super().__init__(f"{lab.prefix}-{name}", name, NODE, self.cgroup)
         self.lab = lab
         self.cni = cni
+        state = lab.folder / f"{name}.cni"
+        self.plugins = PodNetwork(self, _PLUGINS[cni], state) if cni in _PLUGINS else None
         self.ip4, self.ip6 = f"10.200.0.{number}", f"fd00:200::{number}"
         self.pod_cidr4, self.pod_cidr6 = IPv4Network(cidrs[0]), IPv6Network(cidrs[1])
         self.pods: dict[str, Pod] = {}
@@ -107,11 +113,14 @@ class Node(Namespace):
             *(self._tunnel() if lab.underlay is Underlay.VXLAN else ()),
         )
 
-    def pod(self, name: str, *, mtu: int = 1500) -> Pod:
-        """Add a pod; its link exists on the node before anything can be sent from inside, as with a CNI plugin."""
+    def pod(self, name: str, *, mtu: int = 1500, host_ports: tuple[HostPort, ...] = ()) -> Pod:
+        """Add a pod; its link exists on the node before anything can be sent from inside, as with a CNI plugin.
+
+        `host_ports` need the plugins.
+        """
         if name in self.pods:
             raise ValueError(f"{self.name} has a pod {name!r} already")
-        pod = self.pods[name] = Pod(self, name, self._next_pod, mtu)
+        pod = self.pods[name] = Pod(self, name, self._next_pod, mtu, host_ports)
         self._next_pod += 1
         return pod
 
@@ -125,7 +134,10 @@ class Node(Namespace):
         """Take a pod away, its processes and its link with it."""
         del self.pods[pod.name]
         pod.close()
-        self.ip(f"link del {pod.host_link}")
+        if self.plugins:
+            self.plugins.remove(pod)
+        else:
+            self.ip(f"link del {pod.host_link}")
         netns.delete([pod.netns])
 
     def route_to(self, other: Node) -> None:

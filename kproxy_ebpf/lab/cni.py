@@ -10,11 +10,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kproxy_ebpf.lab import netns
-from kproxy_ebpf.lab.cluster import QUICK, Node
 from kproxy_ebpf.lab.netns import Namespace
+from kproxy_ebpf.lab.sysctls import QUICK
+
+if TYPE_CHECKING:
+    from kproxy_ebpf.lab.cluster import Node, Pod
 
 PLUGINS = (Path("/usr/lib/cni"), Path(__file__).parents[2] / "cni")
 """Debian's plugins, and ours in a checkout."""
@@ -48,15 +51,25 @@ class CniPod(Namespace):
 
 
 class Runtime:
-    """Calls the plugins of a list on a node, as a process in the node's network namespace."""
+    """Calls the plugins of a list on a node, as a process in the node's network namespace.
 
-    def __init__(self, node: Node, conflist: Mapping[str, Any], path: Sequence[Path] = PLUGINS) -> None:
+    `offered` has the values of capabilities, for plugins that ask for them: `ips`, `portMappings` and others.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        conflist: Mapping[str, Any],
+        path: Sequence[Path] = PLUGINS,
+        offered: Mapping[str, Any] | None = None,
+    ) -> None:
         self.node = node
+        self.offered = offered or {}
         self.conflist = conflist
         self.path = path
         self._cache: dict[tuple[str, str], str] = {}
 
-    def add(self, pod: CniPod, ifname: str = IFNAME) -> dict[str, Any]:
+    def add(self, pod: CniPod | Pod, ifname: str = IFNAME) -> dict[str, Any]:
         """Wire the pod; the last plugin's result. Raises PluginError; then the runtime is to call `delete`."""
         result = ""
         for plugin in self.conflist["plugins"]:
@@ -72,17 +85,24 @@ class Runtime:
         for plugin in self.conflist["plugins"]:
             self.call("CHECK", plugin, pod, ifname, self._cache[pod.netns, ifname])
 
-    def delete(self, pod: CniPod, ifname: str = IFNAME) -> None:
+    def delete(self, pod: CniPod | Pod, ifname: str = IFNAME) -> None:
         """Raises PluginError."""
         result = self._cache.pop((pod.netns, ifname), "")
         for plugin in reversed(self.conflist["plugins"]):
             self.call("DEL", plugin, pod, ifname, result)
 
     def call(
-        self, command: str, plugin: Mapping[str, Any], pod: CniPod | None, ifname: str = IFNAME, result: str = ""
+        self,
+        command: str,
+        plugin: Mapping[str, Any],
+        pod: CniPod | Pod | None,
+        ifname: str = IFNAME,
+        result: str = "",
     ) -> str:
         """What one plugin prints; without a pod for STATUS, GC and VERSION. Raises PluginError."""
         config = {"cniVersion": self.conflist["cniVersion"], "name": self.conflist["name"], **plugin}
+        if asked := config.pop("capabilities", {}):
+            config["runtimeConfig"] = {key: self.offered[key] for key in asked if key in self.offered}
         text = json.dumps(config)
         if result:  # as text: the plugin gets what another one has written, byte for byte
             text = f'{text[:-1]}, "prevResult": {result}}}'

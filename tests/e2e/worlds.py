@@ -29,12 +29,12 @@ TCP_PORT, UDP_PORT = DEFAULT_PORTS["http"][0], DEFAULT_PORTS["dns"][0]
 NAT = "table inet nat { chain postrouting { type nat hook postrouting priority 100; }; }"
 VARIANTS = {
     "tcx": {"attach": "tcx", "mode": "tc"},
-    "clsact": {"attach": "clsact", "mode": "tc"},
-    "bridge": {"cni": Cni.BRIDGE, "mode": "tc"},
+    "clsact": {"attach": "clsact", "cni": Cni.PTP_PLUGIN, "mode": "tc"},
+    "bridge": {"cni": Cni.BRIDGE_PLUGIN, "mode": "tc"},
     "hybrid": {},
-    "redirect": {"forwarding": "redirect", "mode": "tc"},
+    "redirect": {"forwarding": "redirect", "cni": Cni.PTP_PLUGIN, "mode": "tc"},
     "redirect-clsact": {"forwarding": "redirect", "attach": "clsact", "mode": "tc"},
-    "redirect-bridge": {"forwarding": "redirect", "cni": Cni.BRIDGE},
+    "redirect-bridge": {"forwarding": "redirect", "cni": Cni.BRIDGE_PLUGIN},
     "redirect-vxlan": {"forwarding": "redirect", "underlay": Underlay.VXLAN},
 }
 
