@@ -9,7 +9,6 @@
  */
 #include <linux/types.h>
 
-#define PEERS_MAX 8
 #define SCHEMA_BYTES 16384
 #define ADDRESS_BYTES (4 * ADDRESS_WORDS)
 #define ASSERT_OFFSET(type, field, bytes) \
@@ -46,7 +45,7 @@ enum verdict {
 	VERDICT_DROPPED_TRAFFIC_POLICY = 13,	/* endpoints exist, but the traffic policy admits none */
 	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
 	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
-	VERDICT_CONNECTED = 16,			/* a socket's connection or first datagram was led to a backend */
+	VERDICT_CONNECTED = 16,			/* a socket's connection was led to a backend */
 	VERDICT_COUNT = 17,
 };
 
@@ -253,10 +252,7 @@ ASSERT_SIZE(cluster_key, ADDRESS_BYTES + 4);
 
 /* == Sockets == */
 
-/*
- * connections, peers: sockets' storage. Whom a socket talks to through a VIP; backend_id 0 (in `peers` only) leaves the
- * VIP to the programs at the link. An entry of `peers` without a port is free. Kept stable: storage can't be migrated.
- */
+/* connections: sockets' storage. Whom a socket talks to through a VIP. Kept stable: storage can't be migrated. */
 struct peer {
 	struct address vip;
 	struct address backend;
@@ -264,7 +260,7 @@ struct peer {
 	__be16 backend_port_be;
 	__u32 backend_id;
 	__u32 epoch;	/* of the backend when it was chosen */
-	__u32 last_used_seconds;	/* CLOCK_MONOTONIC */
+	__u32 last_used_seconds;	/* CLOCK_MONOTONIC, of its connect() */
 };
 ASSERT_OFFSET(peer, backend_id, 2 * ADDRESS_BYTES + 4); ASSERT_SIZE(peer, 2 * ADDRESS_BYTES + 16);
 
@@ -297,10 +293,8 @@ struct settings {
 	__u32 events_level;	/* enum events_level */
 	__u32 switches;		/* enum switches */
 	__u64 host_netns_cookie;	/* of the host's network namespace, whose sockets are left alone */
-	__u32 datagrams_since_seconds;	/* CLOCK_MONOTONIC: before, a first datagram seen may not be the first */
-	__u32 pad;
 };
-ASSERT_OFFSET(settings, host_netns_cookie, 8); ASSERT_SIZE(settings, 24);
+ASSERT_OFFSET(settings, host_netns_cookie, 8); ASSERT_SIZE(settings, 16);
 
 /* events: ring buffer. One layout for both families: an IPv4 address stands in the first word. */
 struct event {

@@ -46,7 +46,7 @@
 
 /* Sockets of pods: the address of a call, and what a socket keeps of its peers. */
 #include "socket/call.h"
-#include "socket/peers.h"
+#include "socket/peer.h"
 #include "socket/list.h"
 
 /* The programs, by the place where they are attached. */

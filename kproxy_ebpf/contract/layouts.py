@@ -14,8 +14,6 @@ from functools import cache
 
 from kproxy_ebpf.contract.scalars import Address, address_type, be16
 
-PEERS_MAX = 8
-
 SCHEMA_BYTES = 16384
 
 # Packets
@@ -46,7 +44,7 @@ class Verdict(IntEnum):
     DROPPED_TRAFFIC_POLICY = 13  # endpoints exist, but the traffic policy admits none
     DROPPED_SOURCE_RANGE = 14  # the client is outside loadBalancerSourceRanges
     DROPPED_INTERNAL = 15  # a helper refused work that was already begun
-    CONNECTED = 16  # a socket's connection or first datagram was led to a backend
+    CONNECTED = 16  # a socket's connection was led to a backend
 
 
 class Counter(Structure):
@@ -316,9 +314,8 @@ def _cluster_key(address: Address) -> type[Structure]:
 
 def _peer(address: Address) -> type[Structure]:
     class Peer(Structure):
-        """connections, peers: sockets' storage. Whom a socket talks to through a VIP; backend_id 0 (in `peers` only)
-        leaves the VIP to the programs at the link. An entry of `peers` without a port is free. Kept stable: storage
-        can't be migrated.
+        """connections: sockets' storage. Whom a socket talks to through a VIP. Kept stable: storage can't be
+        migrated.
         """
 
         _fields_ = (
@@ -328,7 +325,7 @@ def _peer(address: Address) -> type[Structure]:
             ("backend_port_be", be16),
             ("backend_id", c_uint32),
             ("epoch", c_uint32),  # of the backend when it was chosen
-            ("last_used_seconds", c_uint32),  # CLOCK_MONOTONIC
+            ("last_used_seconds", c_uint32),  # CLOCK_MONOTONIC, of its connect()
         )
 
     return Peer
@@ -369,8 +366,6 @@ class Settings(Structure):
         ("events_level", c_uint32),  # enum events_level
         ("switches", c_uint32),  # enum switches
         ("host_netns_cookie", c_uint64),  # of the host's network namespace, whose sockets are left alone
-        ("datagrams_since_seconds", c_uint32),  # CLOCK_MONOTONIC: before, a first datagram seen may not be the first
-        ("pad", c_uint32),
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_uint32
+from ctypes import c_uint32
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
-from kproxy_ebpf.contract.layouts import PEERS_MAX, Layouts, layouts
+from kproxy_ebpf.contract.layouts import Layouts, layouts
 from kproxy_ebpf.contract.scalars import address_type
 
 FAMILIES = (4, 6)
@@ -26,7 +26,7 @@ class Group(Enum):
 
 
 class Row(NamedTuple):
-    """One map as bpf_src/maps.h declares it. Key and value: names in Layouts, or address, u32, Peers. `size`: the
+    """One map as bpf_src/maps.h declares it. Key and value: names in Layouts, or address, u32. `size`: the
     constant that is its max_entries; none for sockets' storage.
     """
 
@@ -51,7 +51,6 @@ MAPS = (
     Row("host_flows", "Tuple", "HostFlow", Group.FORWARDING, "HOST_FLOWS_MAX"),
     Row("cluster", "ClusterKey", "u32", Group.FORWARDING, "CLUSTER_MAX"),
     Row("connections", "u32", "Peer", Group.STORAGES),
-    Row("peers", "u32", "Peers", Group.STORAGES),
     Row("programs", "u32", "u32", Group.FIXED, "PROGRAM_COUNT"),
     Row("predecessor", "u32", "u32", Group.FIXED, "PREDECESSOR_COUNT"),
     Row("counters", "u32", "Counter", Group.SINGLE, "VERDICT_COUNT", is_shared=True),
@@ -90,10 +89,4 @@ def entries(family: int) -> dict[str, tuple[Any, Any]]:
 
 def _types(these: Layouts) -> dict[str, Any]:
     structures = {name: getattr(these, name) for name in Layouts.__dataclass_fields__}
-    return structures | {"u32": c_uint32, "address": address_type(these.family), "Peers": _peers(these.Peer)}
-
-
-def _peers(peer: type[Structure]) -> type[Structure]:
-    """Struct peers of the C sources, which the contract lacks: only the kernel's headers know its lock."""
-    fields = [(f"peer{number}", peer) for number in range(PEERS_MAX)]
-    return type("Peers", (Structure,), {"_fields_": [("lock", c_uint32), ("pad", c_uint32), *fields]})
+    return structures | {"u32": c_uint32, "address": address_type(these.family)}

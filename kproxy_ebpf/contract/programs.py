@@ -10,10 +10,6 @@ class CgroupHook(IntEnum):
 
     CONNECT4 = 10
     CONNECT6 = 11
-    SENDMSG4 = 14
-    SENDMSG6 = 15
-    RECVMSG4 = 19
-    RECVMSG6 = 20
     GETPEERNAME4 = 29
     GETPEERNAME6 = 30
 
@@ -26,16 +22,11 @@ SOCKET_PROGRAMS: dict[int, dict[str, CgroupHook]] = {
     4: {
         "connect": CgroupHook.CONNECT4,
         "connect_mapped": CgroupHook.CONNECT6,
-        "sendmsg": CgroupHook.SENDMSG4,
-        "recvmsg": CgroupHook.RECVMSG4,
-        "recvmsg_mapped": CgroupHook.RECVMSG6,
         "getpeername": CgroupHook.GETPEERNAME4,
         "getpeername_mapped": CgroupHook.GETPEERNAME6,
     },
     6: {
         "connect": CgroupHook.CONNECT6,
-        "sendmsg": CgroupHook.SENDMSG6,
-        "recvmsg": CgroupHook.RECVMSG6,
         "getpeername": CgroupHook.GETPEERNAME6,
     },
 }

@@ -8,14 +8,13 @@ from contextlib import nullcontext
 
 import structlog
 
-from kproxy_ebpf.contract.layouts import TIMEOUT_SECONDS, Switches
+from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.flows import Flows
 from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.daemon.sockets import Sockets
 from kproxy_ebpf.datapath.attach.tc import AT_UPLINKS, Attacher, Method
 from kproxy_ebpf.datapath.generations.generation import Generation
-from kproxy_ebpf.datapath.maps.packing import now_seconds
 from kproxy_ebpf.datapath.maps.pod_links import unrecorded
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
 from kproxy_ebpf.datapath.maps.settings import LiveSettings
@@ -25,9 +24,6 @@ from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.plan.tables.services import Capacities, Tables
 
 log = structlog.get_logger(__name__)
-
-# After that without a datagram no UDP flow is known any more, neither here nor by the host.
-UDP_SECONDS = TIMEOUT_SECONDS["UDP_ESTABLISHED"]
 
 
 class Datapath:
@@ -83,8 +79,6 @@ class Datapath:
         """Make what Switches.SOCKET needs, as far as this node has it: see `sockets.problem`."""
         if self.sockets.host_cookie:
             self._live.set_host(self.sockets.host_cookie)
-        if not self.sockets.is_attached:
-            self._live.begin_datagrams(now_seconds() + UDP_SECONDS)
         self.sockets.attach()
 
     def tables(self) -> list[Tables]:
@@ -107,8 +101,9 @@ class Datapath:
             raise NodeError(f"pins are missing in {self.generation.path}: the next start builds them anew")
 
     def retire_aged(self) -> None:
-        """Remove programs of before that an upgrade had to keep, once none of their flows can live any more."""
+        """Remove programs of before that an upgrade had to keep, once nothing of theirs can live any more."""
         self.generation.retire_aged()
+        self.sockets.retire_aged()
 
     def close(self) -> None:
         """Close descriptors; pins and attachments stay."""

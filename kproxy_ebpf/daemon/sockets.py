@@ -12,6 +12,7 @@ from kproxy_ebpf.contract.layouts import BackendState
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.sockets.cgroup import SocketHooks, find_cgroup, is_attached, netns_cookie
+from kproxy_ebpf.datapath.sockets.datagrams import keep_led_datagrams, retire_led_datagrams
 from kproxy_ebpf.datapath.sockets.terminate import SocketTerminator
 from kproxy_ebpf.errors import NodeError
 
@@ -28,6 +29,7 @@ class Sockets:
 
     def __init__(self, generation: Generation, cgroup: Path | None) -> None:
         self.problem: str | None = None
+        self._generation = generation
         self._links = generation.root / "links"
         self._hooks: SocketHooks | None = None
         self._is_attached = False
@@ -56,9 +58,14 @@ class Sockets:
             log.info("socket programs attached", cgroup=str(self._hooks.cgroup))
 
     def swap(self) -> None:
-        """Bring programs that are attached up to date, for an upgrade; attach none where there are none."""
+        """Bring programs that are attached up to date, for an upgrade; attach none where none are. Raises OSError."""
         if self.is_attached:
             self.attach()
+            keep_led_datagrams(self._generation)
+
+    def retire_aged(self) -> None:
+        """Take off what an upgrade had to leave, once it is not needed any more. Raises OSError."""
+        retire_led_datagrams(self._generation)
 
     @property
     def cgroup(self) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sockets import FORMS, datagrams_since
+from sockets import FORMS
 from versions import compiled_version
 from worlds import TCP_PORT, UDP_PORT, VARIANTS, World, running_world
 from xdist.remote import Producer
@@ -74,12 +74,6 @@ def port(protocol: Protocol) -> int:
 def form(request):
     """How the application writes addresses."""
     return request.param
-
-
-@pytest.fixture(scope="module")
-def attached_long_ago(world):
-    """As if the programs had been: for two minutes, they leave datagrams of unconnected sockets to the link."""
-    datagrams_since(world, 0)
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 
 from worlds import TCP_PORT, UDP_PORT
 
-from kproxy_ebpf.contract.layouts import PEERS_MAX
 from kproxy_ebpf.contract.maps import entries
 from kproxy_ebpf.datapath.generations.generation import current
-from kproxy_ebpf.datapath.maps.settings import LiveSettings
+from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import KINDS, ask, family_of, read_answer
 from kproxy_ebpf.model.services import Protocol
 
@@ -63,25 +62,16 @@ def server_of(world, service, form, protocol=Protocol.TCP):
     return ask(world.client, vip_of(service, form), PORTS[protocol], protocol).server
 
 
-def datagrams_since(world, seconds):
-    """As if the programs had been attached at `seconds` (CLOCK_MONOTONIC), less two minutes; 0: long ago."""
-    for daemon in world.daemons:
-        with LiveSettings(current(daemon.bpffs)) as live:
-            live.begin_datagrams(seconds)
-
-
-def silent(world, handle, form, seconds):
-    """As if this unconnected socket had neither sent nor received anything for so long."""
-    with stored(world, handle, form, "peers") as known:
-        for number in range(PEERS_MAX):
-            getattr(known, f"peer{number}").last_used_seconds -= seconds
+def mode_of(world):
+    """The mode that node1's daemon has put into force."""
+    return world.daemon.json("status")["daemon"]["settings"]["mode"]
 
 
 @contextmanager
-def stored(world, handle, form, name):
-    """What a socket has in the map `connections` or `peers`, to be changed in the block."""
-    layout, key = entries(FORMS[form])[name][1], struct.pack("=i", handle.fileno())
-    with current(world.daemon.bpffs).map(name, FORMS[form]) as storage:
+def stored(world, handle, form):
+    """What a socket has in the map `connections`, to be changed in the block."""
+    layout, key = entries(FORMS[form])["connections"][1], struct.pack("=i", handle.fileno())
+    with current(world.daemon.bpffs).map("connections", FORMS[form]) as storage:
         value = layout.from_buffer_copy(storage.lookup(key))
         yield value
         storage.update(key, bytes(value))
@@ -98,3 +88,21 @@ def counted(world, **expected):
 
 def _verdicts(world):
     return {name: count["packets"] for name, count in world.daemon.json("status")["verdicts"].items()}
+
+
+def aborted(handle):
+    """True if the application has been told, though it did nothing but wait."""
+    handle.settimeout(0.05)
+    try:
+        handle.recv(100)
+    except ConnectionAbortedError:
+        return True
+    except TimeoutError:
+        pass
+    finally:
+        handle.settimeout(2)
+    return False
+
+
+def terminating(pod):
+    return [EndpointSpec(address, ready=False, serving=True, terminating=True) for address in (pod.ip4, pod.ip6)]

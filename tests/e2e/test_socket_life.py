@@ -4,102 +4,55 @@ from __future__ import annotations
 
 import struct
 from contextlib import ExitStack, closing
-from ipaddress import ip_address
 
-import pytest
-from sockets import FORMS, PORTS, asked, asked_by_datagram, connected, server_of, socket_of, stored, vip_of
-from worlds import UDP_PORT, in_worlds
+from sockets import (
+    FORMS,
+    PORTS,
+    aborted,
+    asked,
+    asked_by_datagram,
+    connected,
+    mode_of,
+    server_of,
+    socket_of,
+    stored,
+    terminating,
+    vip_of,
+)
+from worlds import in_worlds
 
 from kproxy_ebpf.contract.layouts import BackendState
 from kproxy_ebpf.datapath.generations.generation import current
 from kproxy_ebpf.datapath.maps.service_tables import ServiceMaps
-from kproxy_ebpf.lab.manifests import EndpointSpec
 from kproxy_ebpf.lab.traffic import ask, echo
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.service_tables import TableWrites
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
+pytestmark = in_worlds("hybrid")
 
 
-def terminating(pod):
-    return [EndpointSpec(address, ready=False, serving=True, terminating=True) for address in (pod.ip4, pod.ip6)]
-
-
-def aborted(handle):
-    """True if the application has been told, though it did nothing but wait."""
-    handle.settimeout(0.05)
-    try:
-        handle.recv(100)
-    except ConnectionAbortedError:
-        return True
-    except TimeoutError:
-        pass
-    finally:
-        handle.settimeout(2)
-    return False
-
-
-def test_a_socket_whose_backend_is_gone_is_told_at_once(world, form, protocol):
+def test_a_socket_whose_backend_is_gone_is_told_at_once(world, form):
     web1, web2, _ = world.webs
     service, other = world.service([web1]), world.service([web1])
-    with connected(world, service, form, protocol) as handle, connected(world, other, form, protocol) as bystander:
+    with connected(world, service, form) as handle, connected(world, other, form) as bystander:
         service.endpoints([*terminating(web1), web2])
-        until(lambda: server_of(world, service, form, protocol) == "web2", "new connections to go to web2")
+        until(lambda: server_of(world, service, form) == "web2", "new connections to go to web2")
         assert not aborted(handle), "its pod still serves"
         service.endpoints([web2])
         until(lambda: aborted(handle), "the socket to end")
         assert not aborted(bystander), "the other Service has the endpoint still"
 
 
-def test_of_an_endpoint_that_left_while_ready_only_udp_ends(world, form):
+def test_a_socket_whose_endpoint_left_while_ready_goes_on(world, form):
     web1, web2, _ = world.webs
     service = world.service([web1])
-    with connected(world, service, form) as stream, connected(world, service, form, Protocol.UDP) as datagrams:
+    with connected(world, service, form) as handle:
         service.endpoints([web2])
-        until(lambda: aborted(datagrams), "the socket to end")
-        assert server_of(world, service, form) == "web2"
-        echo(stream, b"still with web1")
-
-
-def test_udp_of_a_service_that_is_removed_ends(world, form):
-    service = world.service(world.webs[:1])
-    with connected(world, service, form) as stream, connected(world, service, form, Protocol.UDP) as datagrams:
+        until(lambda: server_of(world, service, form) == "web2", "new connections to go to web2")
+        echo(handle, b"still with web1")
         service.remove()
-        until(lambda: aborted(datagrams), "the socket to end")
-        echo(stream, b"its endpoint lives")
-
-
-def test_unconnected_udp_moves_with_the_next_datagram(world, form):
-    web1, web2, _ = world.webs
-    service = world.service([web1])
-    vip = vip_of(service, form)
-    with socket_of(world.client, vip, Protocol.UDP) as handle:
-        assert asked_by_datagram(handle, vip) == ("web1", (vip, UDP_PORT))
-        service.endpoints([web2])
-        until(lambda: asked_by_datagram(handle, vip) == ("web2", (vip, UDP_PORT)), "datagrams to reach web2")
-
-
-def test_unconnected_udp_moves_when_its_backends_id_is_anothers(world, form):
-    """Tables that were filled anew count ids and epochs from the beginning."""
-    service, family = world.service(world.webs[:1]), FORMS[form]
-    vip = vip_of(service, form)
-    names = {f"default/{service.name}:{port}" for port in service.ports}
-    rows = [row for row in world.daemon.json("backends") if row["service"] in names and row["family"] == family]
-    with (
-        current(world.daemon.bpffs).map("backends", family) as table,
-        socket_of(world.client, vip, Protocol.UDP) as handle,
-    ):
-        assert asked_by_datagram(handle, vip)[0] == "web1"
-        before = {number: table.lookup(number) for number in (struct.pack("=I", row["id"]) for row in rows)}
-        address = ip_address(world.webs[1].address(family)).packed
-        try:
-            for number, value in before.items():
-                table.update(number, address + value[len(address) :])
-            assert asked_by_datagram(handle, vip) == ("web2", (vip, UDP_PORT))
-        finally:
-            for number, value in before.items():
-                table.update(number, value)
+        echo(handle, b"its endpoint lives")
 
 
 def test_many_sockets_end_together_and_no_other(world, family):
@@ -130,7 +83,7 @@ def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
     """The daemon is killed between the write to the table and the end of the sockets."""
     service = world.service(world.webs[:1])
     daemon = world.daemon
-    with connected(world, service, form) as stream, connected(world, service, form, Protocol.UDP) as datagrams:
+    with connected(world, service, form) as stream:
         daemon.stop()
         family = FORMS[form]
         rows = [row for row in daemon.json("backends") if row["service"].startswith(f"default/{service.name}:")]
@@ -140,19 +93,18 @@ def test_what_was_lost_while_no_daemon_ran_is_made_good(world, form):
         assert not aborted(stream)
         daemon.start()
         until(lambda: aborted(stream), "the connection to end")
-        until(lambda: aborted(datagrams), "the UDP socket to end")
 
 
-def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(world, form, protocol):
+def test_sockets_led_by_programs_that_did_not_note_it_end_with_their_backend(world, form):
     """An earlier version's programs had no such map. Other sockets were led to the id's former backend."""
     web1, web2, _ = world.webs
     service, daemon, family = world.service([web1]), world.daemon, FORMS[form]
-    with connected(world, service, form, protocol) as handle, ExitStack() as others:
+    with connected(world, service, form) as handle, ExitStack() as others:
         daemon.stop()
         numbers = [row["id"] for row in daemon.json("backends") if row["family"] == family]
         for epochs in range(1, 9):
-            other = others.enter_context(connected(world, service, form, protocol))
-            with stored(world, other, form, "connections") as peer:
+            other = others.enter_context(connected(world, service, form))
+            with stored(world, other, form) as peer:
                 peer.epoch -= epochs
         with current(daemon.bpffs).map("led", family) as led:
             for number in numbers:
@@ -215,10 +167,6 @@ def test_a_switch_of_modes_changes_nothing_for_open_sockets(world, protocol):
                 assert handle.getpeername()[:2] == (vip_of(service, form), PORTS[protocol])
                 talks(handle, protocol)
             assert asked_by_datagram(datagrams, service.vip4) == before
-
-
-def mode_of(world):
-    return world.daemon.json("status")["daemon"]["settings"]["mode"]
 
 
 def talks(handle, protocol):

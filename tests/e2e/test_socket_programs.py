@@ -15,7 +15,7 @@ from worlds import in_worlds
 
 from kproxy_ebpf.lab.wait import until
 
-pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
+pytestmark = in_worlds("hybrid")
 
 HTTP = {"http": (80, "TCP", 8000)}
 DNS = {"dns": (53, "UDP", 5300), "dns-tcp": (53, "TCP", 5300)}
@@ -162,7 +162,7 @@ def test_dig(world, family, resolver):
 
 def test_the_resolver_of_glibc(world, family, resolver):
     prefix, _ = resolver
-    with counted(world, connected=1, balanced=0):
+    with counted(world, connected=0, balanced=1):
         told = world.client.run([*prefix, "getent", "ahostsv4", "web.test"]).stdout
     assert NAME_ADDRESS in told
 
@@ -173,7 +173,7 @@ def test_the_resolver_of_musl(world, family, resolver, tmp_path):
     source.write_text(RESOLVE)
     subprocess.run(["musl-gcc", "-static", "-o", program, source], check=True)
     prefix, _ = resolver
-    with counted(world, connected=1, balanced=0):
+    with counted(world, connected=0, balanced=1):
         told = world.client.run([*prefix, program, "web.test"]).stdout
     assert told.strip() == NAME_ADDRESS
 

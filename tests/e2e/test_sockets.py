@@ -19,7 +19,7 @@ from kproxy_ebpf.lab.traffic import EchoServer, ask, await_answer, echo, read_an
 from kproxy_ebpf.lab.wait import until
 from kproxy_ebpf.model.services import Protocol
 
-pytestmark = [in_worlds("hybrid"), pytest.mark.usefixtures("attached_long_ago")]
+pytestmark = in_worlds("hybrid")
 
 MSG_FASTOPEN = 0x20000000
 IPPROTO_MPTCP = 262
@@ -30,19 +30,16 @@ def service(world):
     return world.service(world.webs)
 
 
-def test_a_connection_is_translated_once_and_shows_the_vip(world, service, form, protocol):
+def test_a_connection_is_translated_once_and_shows_the_vip(world, service, form):
     with counted(world, connected=1, balanced=0, translated=0, reversed=0):
-        vip, port = vip_of(service, form), PORTS[protocol]
-        with socket_of(world.client, vip, protocol) as handle:
+        vip, port = vip_of(service, form), TCP_PORT
+        with socket_of(world.client, vip) as handle:
             handle.connect((vip, port))
             assert handle.getpeername()[:2] == (vip, port)
-            answer = asked(handle, protocol)
+            answer = asked(handle)
             assert handle.getpeername()[:2] == (vip, port)
             assert answer.client == world.client.address(FORMS[form])
             assert answer.server in {pod.name for pod in world.webs}
-            if protocol is Protocol.UDP:
-                handle.send(b"?")
-                assert handle.recvfrom(1000)[1][:2] == (vip, port)
             assert not [row for row in world.daemon.json("flows") if str(answer.client_port) in row["client"]]
 
 
@@ -79,10 +76,10 @@ def test_a_backend_on_another_node_sees_the_pods_own_address(world, form, protoc
     assert (answer.server, answer.client) == ("far", world.client.address(FORMS[form]))
 
 
-def test_a_pod_reaches_itself(world, form, protocol):
+def test_a_pod_reaches_itself(world, form):
     web = world.webs[0]
     service = world.service([web])
-    answer = ask(web, vip_of(service, form), PORTS[protocol], protocol)
+    answer = ask(web, vip_of(service, form), TCP_PORT)
     assert (answer.server, answer.client) == (web.name, web.address(FORMS[form]))
 
 
@@ -106,19 +103,6 @@ def test_a_socket_that_was_refused_connects_later(world, form):
         handle.connect((vip, TCP_PORT))
         assert read_answer(handle, 0).server == "web1"
         assert handle.getpeername()[:2] == (vip, TCP_PORT)
-
-
-def test_a_refused_datagram_is_told_as_ever(world, form):
-    """An application expects connect() on UDP to succeed, and a socket that talks to many to hear of none."""
-    vip = vip_of(world.service([]), form)
-    with socket_of(world.client, vip, Protocol.UDP) as handle:
-        handle.connect((vip, UDP_PORT))
-        handle.send(b"?")
-        with pytest.raises(ConnectionRefusedError):
-            handle.recv(100)
-    with socket_of(world.client, vip, Protocol.UDP) as handle:
-        for _ in range(3):
-            assert handle.sendto(b"?", (vip, UDP_PORT)) == 1
 
 
 def test_a_connection_that_failed_leaves_nothing(world, form):

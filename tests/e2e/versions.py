@@ -54,6 +54,97 @@ OTHER_SIZE: list[Edit] = [
     (CONTRACT, "\t__u8 flags;\t\t/* enum flow_flags */\n\t__u16 pad;\n", "\t__u8 pad;\n\t__u16 flags;\n"),
 ]
 
+DATAGRAMS = """
+int sendmsg(struct bpf_sock_addr *call)
+{
+	struct bpf_sock *socket = call->sk;
+
+	if (!socket || call->protocol != IPPROTO_UDP || socket->dst_port || !is_our_family(call, PLAIN))
+		return PERMIT;
+	struct tuple tuple = tuple_of(call, PLAIN);
+	struct peer *known = peers.sk_storage_get(socket, NULL, 0);
+	if (known && known->vip_port_be == tuple.destination_port_be && same_address(&known->vip, &tuple.destination)) {
+		struct backend *backend = backends.lookup(&known->backend_id);
+		if (backend && backend->epoch == known->epoch && backend->state == BACKEND_USABLE) {
+			lead_to_backend(call, PLAIN, known);
+			return PERMIT;
+		}
+	}
+	if (!is_on(SWITCH_SOCKET) || !is_pods(call))
+		return PERMIT;
+	struct choice choice = choose_at_socket(&tuple, now_seconds());
+	if (choice.verdict != VERDICT_BALANCED)
+		return PERMIT;
+	struct peer peer = peer_with(&tuple, choice.backend_id, now_seconds());
+	known = peers.sk_storage_get(socket, &peer, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!known)
+		return PERMIT;
+	*known = peer;
+	lead_to_backend(call, PLAIN, &peer);
+	observe_call(&tuple, &peer, VERDICT_CONNECTED);
+	return PERMIT;
+}
+
+static __always_inline int on_recvmsg(struct bpf_sock_addr *call, enum address_form form)
+{
+	struct bpf_sock *socket = call->sk;
+
+	if (!socket || !is_our_family(call, form))
+		return PERMIT;
+	struct address source = address_of(call, form);
+	struct peer *peer = connections.sk_storage_get(socket, NULL, 0);
+	if (!is_connected_to(peer, socket, &source, call->user_port)) {
+		peer = peers.sk_storage_get(socket, NULL, 0);
+		if (!peer || peer->backend_port_be != call->user_port || !same_address(&peer->backend, &source))
+			return PERMIT;
+	}
+	show_vip(call, form, peer);
+	return PERMIT;
+}
+
+int recvmsg(struct bpf_sock_addr *call)
+{
+	return on_recvmsg(call, PLAIN);
+}
+
+#if IP_FAMILY == 4
+
+int recvmsg_mapped(struct bpf_sock_addr *call)
+{
+	return on_recvmsg(call, MAPPED);
+}
+
+#endif
+
+int getpeername(struct"""
+
+# Versions that led UDP at the socket, too: connected sockets, and the datagrams of others to their last VIP.
+LEADS_DATAGRAMS: list[Edit] = [
+    ("bpf_src/cgroup.c", "call->protocol != IPPROTO_TCP)", "call->protocol == IPPROTO_SCTP)"),
+    ("bpf_src/cgroup.c", "\nint getpeername(struct", DATAGRAMS),
+    ("bpf_src/socket/peer.h", "BPF_SK_STORAGE(", "BPF_SK_STORAGE(peers, struct peer);\nBPF_SK_STORAGE("),
+    (CONTRACT, "\t__u64 host_netns_", "\t__u32 datagrams_since_seconds;\n\t__u32 pad;\n\t__u64 host_netns_"),
+    (CONTRACT, "ASSERT_OFFSET(settings, host_netns_cookie, 8); ASSERT_SIZE(settings, 16);", ""),
+    ("kproxy_ebpf/contract/maps.py", "MAPS = (\n", 'MAPS = (\n    Row("peers", "u32", "Peer", Group.STORAGES),\n'),
+    (
+        "kproxy_ebpf/contract/programs.py",
+        "    GETPEERNAME4 =",
+        "    SENDMSG4 = 14\n    SENDMSG6 = 15\n    RECVMSG4 = 19\n    RECVMSG6 = 20\n    GETPEERNAME4 =",
+    ),
+    (
+        "kproxy_ebpf/contract/programs.py",
+        '"getpeername": CgroupHook.GETPEERNAME4,',
+        '"sendmsg": CgroupHook.SENDMSG4, "recvmsg": CgroupHook.RECVMSG4, "recvmsg_mapped": CgroupHook.RECVMSG6,'
+        '"getpeername": CgroupHook.GETPEERNAME4,',
+    ),
+    (
+        "kproxy_ebpf/contract/programs.py",
+        '"getpeername": CgroupHook.GETPEERNAME6,',
+        '"sendmsg": CgroupHook.SENDMSG6, "recvmsg": CgroupHook.RECVMSG6, "getpeername": CgroupHook.GETPEERNAME6,',
+    ),
+    ("kproxy_ebpf/datapath/sockets/cgroup.py", '= ("getpeername",', '= ("getpeername", "recvmsg", "sendmsg",'),
+]
+
 
 def compiled_version(folder: Path, edits: list[Edit]) -> Path:
     """`other_version`, with its programs compiled: a compiler beside the traffic of a test would slow down both."""

@@ -87,7 +87,8 @@ def test_the_index_has_every_decision_by_its_title() -> None:
         assert record.name.startswith(f"{number}-")
         wanted.append(f"| [{number}]({record.name}) | {title} |")
     assert [line for line in (DECISIONS / "README.md").read_text().splitlines() if line.startswith("| [")] == wanted
-    assert [int(line[3:7]) for line in wanted] == list(range(1, len(wanted) + 1))
+    numbers = [int(line[3:7]) for line in wanted]
+    assert numbers == sorted(set(numbers))
 
 
 def test_every_package_has_its_paragraph() -> None:

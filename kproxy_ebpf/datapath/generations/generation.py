@@ -104,7 +104,7 @@ class Generation:
             return  # `predecessor` is as an earlier attempt left it
         copy_flows(before.path, self.path)
         if shares_flows(before.path, self.path):
-            older = [other for other in self._others() if other != before]
+            older = [other for other in self.others() if other != before]
             self._set_predecessor(older[0] if older else None)
         else:
             self._set_predecessor(before)
@@ -115,7 +115,7 @@ class Generation:
         Of those whose flows can't be copied the newest stays the predecessor: its programs serve them until
         `retire_aged`, or until the next generation has to stay.
         """
-        others = self._others()
+        others = self.others()
         unread = [other for other in others if not copy_missing_flows(other.path, self.path)]
         kept = unread[0] if unread else None
         self._set_predecessor(kept)
@@ -129,21 +129,26 @@ class Generation:
 
     def retire_aged(self) -> None:
         """Remove a generation that has been kept for its flows for longer than a flow lives."""
-        if self.has_predecessor and time.time() - _made_at(self) > KEPT_SECONDS:
+        if self.has_predecessor and self.age_seconds > KEPT_SECONDS:
             self.retire_kept()
 
     def retire_kept(self) -> None:
         """Remove the generation that was kept for its flows. To be called when none of them lives any more."""
         self._set_predecessor(None)
-        for other in self._others():
+        for other in self.others():
             shutil.rmtree(other.path)
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago its maps were pinned."""
+        return time.time() - _made_at(self)
 
     @property
     def has_predecessor(self) -> bool:
         """True if another generation serves flows that are not known here."""
-        return bool(self._others())
+        return bool(self.others())
 
-    def _others(self) -> list[Generation]:
+    def others(self) -> list[Generation]:
         """All other generations, the newest first."""
         folders = [path for path in self.root.iterdir() if not path.is_symlink() and (path / "maps").is_dir()]
         others = [Generation(path) for path in folders if path != self.path]

@@ -34,11 +34,6 @@ class LiveSettings:
             first = _word("host_netns_cookie")
             words[first], words[first + 1] = (low, high) if sys.byteorder == "little" else (high, low)
 
-    def begin_datagrams(self, since_seconds: int) -> None:
-        """From when on (CLOCK_MONOTONIC) a datagram of a socket that none was seen of is the first of its flow."""
-        with self._array.words() as words:
-            words[_word("datagrams_since_seconds")] = since_seconds
-
     def switches(self) -> Switches:
         with self._array.words() as words:
             return Switches(words[_word("switches")])

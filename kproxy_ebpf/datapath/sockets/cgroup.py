@@ -23,7 +23,7 @@ from kproxy_ebpf.linux.bpf import Descriptor, Link, Program
 
 PREFIX = "cgroup-"
 _SO_NETNS_COOKIE = 71
-_REVERSING_FIRST = ("getpeername", "recvmsg", "sendmsg", "connect")
+_REVERSING_FIRST = ("getpeername", "connect")
 """The VIP must be shown before anything is translated that would show another address."""
 
 

@@ -1,7 +1,7 @@
 """Terminates sockets that were translated at connect() and whose backend is gone.
 
 None of their packets passes a program that could reset the connection. The rules are those for flows: TCP ends with the
-backend's pod, UDP as soon as the backend has left its Service.
+backend's pod, UDP as soon as the backend has left its Service. (Only programs of earlier versions led UDP sockets.)
 """
 
 from __future__ import annotations

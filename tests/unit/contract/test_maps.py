@@ -47,7 +47,7 @@ def test_each_table_has_its_row() -> None:
 
 
 def test_each_storage_has_its_row() -> None:
-    storages = re.findall(r"^BPF_SK_STORAGE\((\w+), struct (\w+)\);", source("socket/peers.h"), re.MULTILINE)
+    storages = re.findall(r"^BPF_SK_STORAGE\((\w+), struct (\w+)\);", source("socket/peer.h"), re.MULTILINE)
     ours = [(row.name, row.value, row.key, row.size, row.is_shared) for row in MAPS if row.group is Group.STORAGES]
     assert ours == [(name, camel(value), "u32", "", False) for name, value in storages]
 
