@@ -18,10 +18,9 @@ from kproxy_ebpf.datapath.sockets.cgroup import cgroup2_mount, netns_cookie
 from kproxy_ebpf.errors import NodeError
 from kproxy_ebpf.linux import libbpf
 from kproxy_ebpf.linux.headers import find_headers
-from kproxy_ebpf.linux.kernel import OLDEST, REDIRECT, kernel_version, lists_sockets
+from kproxy_ebpf.linux.kernel import OLDEST, REDIRECT, TCX, kernel_version, lists_sockets
 from kproxy_ebpf.linux.xfrm import has_policies
 
-_TCX_KERNEL = (6, 6)
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
@@ -133,8 +132,8 @@ def _sources() -> Check:
 
 
 def _tcx() -> Check:
-    ok = kernel_version() >= _TCX_KERNEL
-    detail = "the kernel has it" if ok else f"since Linux {_TCX_KERNEL[0]}.{_TCX_KERNEL[1]}"
+    ok = kernel_version() >= TCX
+    detail = "the kernel has it" if ok else f"since Linux {TCX[0]}.{TCX[1]}"
     return Check("tcx", ok, detail, "clsact filters are used instead", required=False)
 
 

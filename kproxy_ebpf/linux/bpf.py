@@ -135,7 +135,9 @@ class Map(Descriptor):
         return True
 
     def update_batch(self, keys: bytes, values: bytes) -> None:
-        """Write packed entries in one system call. Raises MapFullError; what came before the misfit is written."""
+        """Write packed entries in one system call, or where the kernel has no batches for this type of map (LPM before
+        5.17) one by one. Raises MapFullError; what came before the misfit is written.
+        """
         count, rest = divmod(len(keys), self.info.key_size)
         if rest or len(values) != count * self._value_size:
             raise ValueError(f"{self.name}: {len(keys)} bytes of keys do not fit {len(values)} bytes of values")
@@ -143,8 +145,15 @@ class Map(Descriptor):
             return
         options = libbpf.BatchOptions(size=ctypes.sizeof(libbpf.BatchOptions))
         done = ctypes.c_uint32(count)
-        with self._full_named():
-            call("bpf_map_update_batch", self.name, self.fd, keys, values, ctypes.byref(done), ctypes.byref(options))
+        try:
+            with self._full_named():
+                arguments = (keys, values, ctypes.byref(done), ctypes.byref(options))
+                call("bpf_map_update_batch", self.name, self.fd, *arguments)
+        except OSError as error:
+            if error.errno not in _NO_BATCHES:
+                raise
+            for key, value in self._entries(keys, values):
+                self.update(key, value)
 
     def keys(self) -> Iterator[bytes]:
         """All keys, one system call each. An entry removed meanwhile restarts the walk: a key may come twice."""
@@ -180,13 +189,16 @@ class Map(Descriptor):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, read in batches."""
-        key, value = Struct(f"{self.info.key_size}s"), Struct(f"{self._value_size}s")
         for keys, values in self.chunks():
-            yield from zip(_split(key, keys), _split(value, values), strict=True)
+            yield from self._entries(keys, values)
 
     def count(self) -> int:
         """The number of entries, by walking all of them."""
         return sum(len(keys) for keys, _ in self.chunks()) // self.info.key_size
+
+    def _entries(self, keys: bytes, values: bytes) -> Iterator[tuple[bytes, bytes]]:
+        key, value = Struct(f"{self.info.key_size}s"), Struct(f"{self._value_size}s")
+        return zip(_split(key, keys), _split(value, values), strict=True)
 
     def _checked(self, key: bytes) -> bytes:
         if len(key) != self.info.key_size:

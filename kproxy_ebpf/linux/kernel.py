@@ -13,6 +13,7 @@ from kproxy_ebpf.errors import NodeError
 
 OLDEST = (5, 10)
 REDIRECT = (5, 12)
+TCX = (6, 6)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}  # system call numbers
 _MEMBARRIER_GLOBAL = 1
 _SURELY_DONE_SECONDS = 0.2
@@ -42,6 +43,11 @@ def require_kernel() -> None:
     if kernel_version() < OLDEST:
         major, minor = OLDEST
         raise NodeError(f"Linux {os.uname().release} is too old: {major}.{minor} or later is needed")
+
+
+def has_tcx() -> bool:
+    """True if programs can be attached to links by TCX."""
+    return kernel_version() >= TCX
 
 
 def redirects() -> bool:

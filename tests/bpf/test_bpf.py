@@ -59,16 +59,33 @@ def test_every_kind_of_map_can_be_walked() -> None:
         assert len(value) % 8 == 0, "each CPU's value is padded"
 
 
-def test_maps_without_batches_are_walked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, *arguments: Any) -> int:
-        if name == "bpf_map_lookup_batch":
+        if name.endswith("_batch"):
             raise OSError(524, "as LPM before Linux 5.17")
         return call(name, *arguments)
 
+    monkeypatch.setattr("kproxy_ebpf.linux.bpf.call", refuse)
+
+
+@pytest.mark.usefixtures("no_batches")
+def test_maps_without_batches_are_written_one_by_one() -> None:
+    with Map.create("lab", LPM, 8, 4, 2, 1) as lpm:
+        keys = [u32(32) + b"abcd", u32(16) + b"ab\0\0", u32(8) + b"a\0\0\0"]
+        lpm.update_batch(b"".join(keys[:2]), u32(1) + u32(2))
+        assert [lpm.lookup(u32(32) + address) for address in (b"abcd", b"abxx")] == [u32(1), u32(2)]
+        lpm.update_batch(b"".join(keys[:2]), u32(3) + u32(4))
+        assert lpm.lookup(keys[0]) == u32(3)
+        with pytest.raises(MapFullError, match="lab is full"):
+            lpm.update_batch(keys[2], u32(5))
+
+
+@pytest.mark.usefixtures("no_batches")
+def test_maps_without_batches_are_walked_one_by_one() -> None:
     with Map.create("lab", LPM, 8, 4, 10, 1) as lpm:
         lpm.update(u32(32) + b"abcd", u32(1))
         lpm.update(u32(16) + b"ab\0\0", u32(2))
-        monkeypatch.setattr("kproxy_ebpf.linux.bpf.call", refuse)
         assert dict(lpm.items()) == {u32(32) + b"abcd": u32(1), u32(16) + b"ab\0\0": u32(2)}
         assert lpm.count() == 2
 

@@ -7,6 +7,7 @@ import os
 import platform
 
 from kproxy_ebpf.lab import Namespace
+from kproxy_ebpf.linux.kernel import has_tcx
 
 INGRESS, EGRESS = 46, 47  # linux/bpf.h: BPF_TCX_INGRESS, BPF_TCX_EGRESS
 BPF_PROG_QUERY = 16
@@ -28,6 +29,8 @@ class Query(ctypes.Structure):
 
 def programs_at(node: Namespace, link: str, hook: int) -> list[int]:
     """The ids of the programs at a hook of `link`, in their order. Raises OSError."""
+    if not has_tcx():
+        return []
     libc = ctypes.CDLL(None, use_errno=True)
     ids = (ctypes.c_uint32 * 64)()
     query = Query(target_ifindex=node.ifindex(link), attach_type=hook, program_ids=ctypes.addressof(ids), count=64)
