@@ -62,6 +62,12 @@ def is_special(address: bytes) -> bool:
     )
 
 
+def is_never_frontend(address: bytes) -> bool:
+    """Special, multicast or broadcast: as a VIP such an address would take what pods say to themselves or to all."""
+    is_multicast = address[0] & 0xF0 == 0xE0 if len(address) == 4 else address[0] == 0xFF
+    return is_special(address) or is_multicast or address == b"\xff\xff\xff\xff"
+
+
 def ordinary_ips(where: str, texts: Sequence[str]) -> tuple[bytes, ...]:
     addresses = []
     for index, text in enumerate(texts):

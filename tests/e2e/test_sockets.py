@@ -6,6 +6,7 @@ import errno
 import json
 import socket
 import subprocess
+from contextlib import closing
 
 import pytest
 from sockets import FORMS, PORTS, asked, connected, counted, server_of, socket_of, vip_of, written
@@ -193,6 +194,16 @@ def test_source_ranges_hold(world, family):
             ask(world.webs[0], external, TCP_PORT, timeout=0.5)
     finally:
         service.remove()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_pods_own_loopback_is_no_service(world, address):
+    """Whoever may write the status of a Service could otherwise take over every pod's loopback."""
+    service = world.service(world.webs, type="LoadBalancer", ingress=[address])
+    with closing(EchoServer(world.client, "own").listen(address, TCP_PORT)):
+        assert {ask(world.client, address, TCP_PORT).server for _ in range(5)} == {"own"}
+    assert f"status.loadBalancer.ingress[0].ip: '{address}' is loopback" in str(world.daemon.healthz()[1]["problems"])
+    service.remove()
 
 
 def test_what_a_traffic_policy_drops_times_out(world, family, protocol):

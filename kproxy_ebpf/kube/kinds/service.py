@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from sys import intern
 from typing import Annotated, NotRequired
 
@@ -9,7 +10,15 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from kproxy_ebpf.errors import quoted
-from kproxy_ebpf.kube.addresses import Refusal, ordinary_ips, packed_ip, refused, source_ranges
+from kproxy_ebpf.kube.addresses import (
+    PartialRefusal,
+    Refusal,
+    is_never_frontend,
+    ordinary_ips,
+    packed_ip,
+    refused,
+    source_ranges,
+)
 from kproxy_ebpf.kube.kinds.common import ApiKind, Scope, no_duplicates, service_name
 from kproxy_ebpf.kube.wire import Metadata, PortNumber, PortNumberOrZero, ProtocolName
 from kproxy_ebpf.model.services import Protocol, Service, ServicePort, TrafficPolicy, family_of
@@ -68,20 +77,24 @@ class ServiceObject(TypedDict):
 
 
 def service_of(obj: ServiceObject, scope: Scope) -> Service | None:
-    """The Service, None for one that a proxy skips. Raises Refusal."""
+    """The Service, None for one that a proxy skips.
+
+    Raises Refusal, or PartialRefusal when only externalIPs or IPs of the load balancer are refused.
+    """
     metadata, spec = obj["metadata"], obj["spec"]
     labels = metadata.get("labels") or {}
     if LABEL_PROXY_NAME in labels and (not scope.proxy_name or labels[LABEL_PROXY_NAME] != scope.proxy_name):
         return None
     if spec.get("clusterIP") in (None, "", "None") or spec.get("type") == "ExternalName":
         return None
-    return Service(
+    unfit: list[Refusal] = []
+    service = Service(
         key=service_name(metadata, metadata["name"]),
         cluster_ips=_cluster_ips(spec),
         ports=_service_ports(spec),
         type=intern(spec.get("type") or "ClusterIP"),
-        external_ips=ordinary_ips("spec.externalIPs", spec.get("externalIPs") or ()),
-        load_balancer_ips=_load_balancer_ips(obj.get("status") or {}),
+        external_ips=_outer_ips(_external_ips(spec), unfit),
+        load_balancer_ips=_outer_ips(_load_balancer_ips(obj.get("status") or {}), unfit),
         source_ranges=source_ranges(spec.get("loadBalancerSourceRanges") or ()),
         affinity_seconds=_affinity_seconds(spec),
         internal_traffic_policy=_policy(spec.get("internalTrafficPolicy")),
@@ -90,6 +103,9 @@ def service_of(obj: ServiceObject, scope: Scope) -> Service | None:
         created=metadata.get("creationTimestamp") or "",
         uid=metadata.get("uid") or "",
     )
+    if unfit:
+        raise PartialRefusal("; ".join(map(str, unfit)), service)
+    return service
 
 
 def _cluster_ips(spec: ServiceSpec) -> tuple[bytes, ...]:
@@ -123,14 +139,32 @@ def _service_ports(spec: ServiceSpec) -> tuple[ServicePort, ...]:
     return ports
 
 
-def _load_balancer_ips(status: ServiceStatus) -> tuple[bytes, ...]:
-    """Entries with an IP and ipMode absent or VIP; Proxy, and a mode not invented yet, are not programmed."""
+def _external_ips(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
+    """Field and text of each."""
+    return ((f"spec.externalIPs[{index}]", text) for index, text in enumerate(spec.get("externalIPs") or ()))
+
+
+def _load_balancer_ips(status: ServiceStatus) -> Iterator[tuple[str, str]]:
+    """Field and text of each entry with an IP and ipMode absent or VIP; Proxy, and a mode not invented yet, are not
+    programmed.
+    """
     ingress = (status.get("loadBalancer") or {}).get("ingress") or ()
-    addresses = (
-        packed_ip(f"status.loadBalancer.ingress[{index}].ip", entry.get("ip") or "")
-        for index, entry in enumerate(ingress)
-        if entry.get("ip") and entry.get("ipMode") in (None, "VIP")
-    )
+    for index, entry in enumerate(ingress):
+        if (text := entry.get("ip")) and entry.get("ipMode") in (None, "VIP"):
+            yield f"status.loadBalancer.ingress[{index}].ip", text
+
+
+def _outer_ips(texts: Iterable[tuple[str, str]], unfit: list[Refusal]) -> tuple[bytes, ...]:
+    """Addresses that anybody may have written into an object. Those that may never be a frontend are left out, and
+    appended to `unfit`: every pod's own loopback would be the Service's. Raises Refusal for what is no address.
+    """
+    addresses = []
+    for where, text in texts:
+        address = packed_ip(where, text)
+        if is_never_frontend(address):
+            unfit.append(refused(where, text, "is loopback, unspecified, multicast or link-local: it is not served"))
+        else:
+            addresses.append(address)
     return tuple(dict.fromkeys(addresses))
 
 

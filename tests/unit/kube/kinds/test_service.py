@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from fake_api import labelled, service, v4, v6
 
-from kproxy_ebpf.kube.addresses import Refusal
+from kproxy_ebpf.kube.addresses import PartialRefusal, Refusal
 from kproxy_ebpf.kube.kinds.common import Scope
 from kproxy_ebpf.kube.kinds.service import SERVICE
-from kproxy_ebpf.model.services import Protocol, ServiceName, ServicePort, SourceRange, TrafficPolicy
+from kproxy_ebpf.model.services import Protocol, ServiceName, ServicePort, SourceRange, TrafficPolicy, packed
 
 US = Scope(proxy_name="us")
 
@@ -148,7 +149,6 @@ def test_our_own_proxy_name_counts_and_so_does_none():
         ),
         (service(clusterIPs=["10.96.0.10", "10.96.0.11"]), "spec.clusterIPs: more than one address of a family"),
         (service(externalIPs=["x\0"]), "spec.externalIPs[0]: 'x\\x00' is not an IP address"),
-        (service(externalIPs=["fe80::1"]), "spec.externalIPs[0]: 'fe80::1' is unspecified, loopback or link-local"),
         (
             service(loadBalancerSourceRanges=["10.0.0.0"]),
             "spec.loadBalancerSourceRanges[0]: '10.0.0.0' is not a CIDR",
@@ -203,3 +203,31 @@ def test_leading_zeros_are_decimal_as_for_kube_proxy():
     assert parsed.cluster_ips == (v4("10.96.0.10"),)
     assert parsed.external_ips == (v4("192.0.2.1"),)
     assert parsed.source_ranges == (SourceRange(v4("10.0.0.0"), 8),)
+
+
+NEVER = "127.0.0.1 127.9.8.7 0.0.0.0 169.254.20.10 224.0.0.1 239.1.1.1 255.255.255.255 ::1 :: fe80::1 ff02::1 ff0e::1"
+
+
+@pytest.mark.parametrize("address", NEVER.split())
+def test_an_address_that_is_never_a_frontend_is_left_out_and_told(address: str) -> None:
+    """Whoever wrote it (minikube's tunnel writes 127.0.0.1): as a VIP it would take over every pod's loopback."""
+    others = {"externalIPs": ["192.0.2.1"]}
+    status = {"loadBalancer": {"ingress": [{"ip": address}, {"ip": "192.0.2.2"}]}}
+    for obj, field in (
+        ({**service(**others), "status": status}, "status.loadBalancer.ingress[0].ip"),
+        (service(externalIPs=["192.0.2.1", address]), "spec.externalIPs[1]"),
+    ):
+        with pytest.raises(
+            PartialRefusal, match=re.escape(f"{field}: '{address}' is loopback, unspecified")
+        ) as refusal:
+            SERVICE.parse(obj)
+        left = refusal.value.rest
+        assert left.external_ips == (packed("192.0.2.1"),)
+        assert left.load_balancer_ips == ((packed("192.0.2.2"),) if "status" in obj else ())
+
+
+def test_every_address_that_is_never_a_frontend_is_named() -> None:
+    status = {"loadBalancer": {"ingress": [{"ip": "0.0.0.0"}, {"ip": "127.0.0.1", "ipMode": "Proxy"}]}}
+    with pytest.raises(PartialRefusal) as refusal:
+        SERVICE.parse({**service(externalIPs=["::1"]), "status": status})
+    assert str(refusal.value).count("it is not served") == 2
