@@ -34,7 +34,7 @@ enum verdict {
 	VERDICT_TRANSLATED = 2,			/* packet of a known flow, on its way to the backend */
 	VERDICT_REVERSED = 3,			/* packet of a known flow, on its way back: the pod sees the VIP */
 	VERDICT_ICMP_ERROR_TRANSLATED = 4,	/* ICMP error about a known flow, inner packet included */
-	VERDICT_FRAGMENT = 5,			/* fragment: left to the host */
+	VERDICT_FRAGMENT = 5,			/* fragment without a known first one: left to the host */
 	VERDICT_MIDSTREAM = 6,			/* TCP or SCTP, no first packet, of no known flow: left to the host */
 	VERDICT_MALFORMED = 7,			/* headers truncated or lying: left to the host */
 	VERDICT_REJECTED_NO_BACKEND = 8,	/* frontend without a usable backend: answered with RST or ICMP */
@@ -46,7 +46,9 @@ enum verdict {
 	VERDICT_DROPPED_SOURCE_RANGE = 14,	/* the client is outside loadBalancerSourceRanges */
 	VERDICT_DROPPED_INTERNAL = 15,		/* a helper refused work that was already begun */
 	VERDICT_CONNECTED = 16,			/* a socket's connection was led to a backend */
-	VERDICT_COUNT = 17,
+	VERDICT_DROPPED_FRAGMENT = 17,		/* overlaps the first fragment, or is too small or too far for one */
+	VERDICT_DROPPED_WITH_FIRST = 18,	/* the first fragment of its datagram was rejected or dropped */
+	VERDICT_COUNT = 19,
 };
 
 /* counters: per CPU, by verdict; ways: per CPU, by way. */

@@ -16,6 +16,7 @@
 
 /* What the programs share with the daemon and with one another. */
 #include "contract.h"
+#include "fragment/entry.h"
 #include "tail_calls.h"
 #include "maps.h"
 #include "pod_link.h"
@@ -37,6 +38,10 @@
 #include "path/icmp_error.h"
 #include "path/answer.h"
 #include "path/pod_path.h"
+
+/* A datagram in fragments: what was decided for the first one, and the path of those that follow. */
+#include "fragment/table.h"
+#include "fragment/path.h"
 
 /* Forwarding: through the host's stack, or redirected. */
 #include "forward/host_flow.h"

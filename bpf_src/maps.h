@@ -16,6 +16,7 @@ FAMILY_TABLE("array", __u32, struct backend, backends, BACKENDS_MAX, BPF_F_MMAPA
  */
 FAMILY_TABLE("array", __u32, __u32, led, BACKENDS_MAX, 0);
 FAMILY_TABLE("lru_hash", struct tuple, struct flow, flows, FLOWS_MAX, 0);
+FAMILY_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, FRAGMENTS_MAX, 0);
 FAMILY_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, AFFINITY_MAX, 0);
 FAMILY_TABLE("lpm_trie", struct source_range_key, __u32, source_ranges, SOURCE_RANGES_MAX, BPF_F_NO_PREALLOC);
 FAMILY_TABLE("array", __u32, struct pod_link, pod_links, POD_LINKS_MAX, BPF_F_MMAPABLE);

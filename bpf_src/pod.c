@@ -27,10 +27,28 @@ int to_pod(struct __sk_buff *skb)
 	return finish(&packet, packet.kind == PACKET_TRANSPORT ? verdict_to_pod(&packet) : leave(&packet));
 }
 
+int fragment_from_pod(struct __sk_buff *skb)
+{
+	struct packet packet = parse_packet(skb, FROM_POD);
+	int action = meet_fragment(&packet, FROM_POD);
+
+	if (action == NEXT)
+		count_way_of_fragment(&packet);
+	return action;
+}
+
+int fragment_to_pod(struct __sk_buff *skb)
+{
+	struct packet packet = parse_packet(skb, TO_POD);
+
+	return meet_fragment(&packet, TO_POD);
+}
+
 int reject(struct __sk_buff *skb)
 {
 	struct packet packet = parse_packet(skb, FROM_POD);
 
+	go_on_to_transport(&packet);
 	return packet.protocol == IPPROTO_TCP ? answer_reset(&packet) : answer_unreachable(&packet);
 }
 
@@ -50,6 +68,10 @@ int sctp_checksum(struct __sk_buff *skb)
 	struct packet packet = parse_packet(skb, FROM_POD);
 	__u32 difference = skb->cb[ARGUMENT_PORTS_DIFFERENCE];
 
+	if (packet.kind == PACKET_FRAGMENT) {
+		go_on_to_transport(&packet);
+		packet.end_offset = sctp_end(&packet);
+	}
 	if (difference && !adjust_sctp_checksum(&packet, difference))
 		return finish(&packet, VERDICT_DROPPED_INTERNAL);
 	return skb->cb[ARGUMENT_SEND_BACK] ? send_back(&packet) : NEXT;

@@ -7,7 +7,9 @@ enum program_index {
 	PROGRAM_ICMP_ERROR = 1,
 	PROGRAM_SCTP_CHECKSUM = 2,
 	PROGRAM_UPLINK_ERROR = 3,
-	PROGRAM_COUNT = 4,
+	PROGRAM_FRAGMENT_FROM_POD = 4,
+	PROGRAM_FRAGMENT_TO_POD = 5,
+	PROGRAM_COUNT = 6,
 };
 
 /* The programs of an earlier generation that packets may meet, by their index in `predecessor`. */

@@ -16,7 +16,7 @@ packages+=(gcc musl-tools) # the CNI plugin
 extra=""
 if [[ ${1:-} == dev || ${1:-} == bench ]]; then
     packages+=(bpftool conntrack nftables iptables openssl libc6-dev ca-certificates)
-    packages+=(curl bind9-dnsutils nginx redis-tools) # real programs that the tests let talk to Services
+    packages+=(curl bind9-dnsutils dnsmasq-base iputils-ping nginx redis-tools) # real programs that the tests let talk to Services
     packages+=(containernetworking-plugins)            # wires pods as on a cluster
     extra="[dev]"
 fi

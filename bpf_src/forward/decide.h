@@ -12,6 +12,8 @@
  * another node is that its address is in the cluster, and that nobody masquerades packets to such an address.
  */
 
+#define PACKET_FOR_HOST 0 /* PACKET_HOST of linux/if_packet.h */
+
 static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 {
 	__u32 difference = 0;
@@ -129,6 +131,17 @@ static __always_inline struct route choose_way(const struct packet *packet)
 	count_way(packet, route.way);
 	settle_way(&route);
 	return route;
+}
+
+/* A fragment goes through the host's stack: its size alone does not say whether its datagram fits the way. */
+static __always_inline void count_way_of_fragment(const struct packet *packet)
+{
+	if (!is_on(SWITCH_REDIRECT))
+		return;
+	struct tuple key = outgoing(packet);
+	bool is_known = pods.lookup(&key.destination) || is_in_cluster(&key.destination);
+
+	count_way(packet, is_known ? WAY_STACK_KIND : WAY_STACK_ELSEWHERE);
 }
 
 /*

@@ -2,6 +2,7 @@
 /* Where the host's own routes and rules lead a packet. */
 #define FIB_INET 2 /* AF_INET and AF_INET6 of linux/socket.h */
 #define FIB_INET6 10
+#define IPV6_FLOWINFO_MASK 0x0fffffff
 
 /* How a packet is forwarded, and where to. */
 struct route {

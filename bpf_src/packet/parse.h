@@ -47,8 +47,6 @@ struct packet {
 	struct tuple to;	/* the tuple after translation, if `translated` */
 };
 
-#define PACKET_FOR_HOST 0 /* PACKET_HOST of linux/if_packet.h */
-#define IPV6_FLOWINFO_MASK 0x0fffffff
 #define DIRECT_OFFSET_MAX 0x1fff
 
 /* Copy bytes of the packet: directly from its linear part, where headers almost always are, else by the helper. */
@@ -154,6 +152,7 @@ struct extension_header {
 		__be16 fragment_be;	/* of a fragment header: offset and M */
 	};
 };
+#define FRAGMENT_MASK 0xfff9 /* the offset, and more fragments: without both it is a whole packet (RFC 8200, 4.5) */
 #define FRAGMENT_OFFSET_MASK 0xfff8
 #define IPV6_FRAGMENT_HEADER_BYTES 8
 
@@ -189,7 +188,8 @@ static __always_inline struct network parse_network(struct __sk_buff *skb, __u32
 			network.kind = PACKET_OTHER;
 			return network;
 		}
-		if (protocol == IPPROTO_FRAGMENT && (!inner || header.fragment_be & htons(FRAGMENT_OFFSET_MASK))) {
+		if (protocol == IPPROTO_FRAGMENT &&
+		    header.fragment_be & htons(inner ? FRAGMENT_OFFSET_MASK : FRAGMENT_MASK)) {
 			network.kind = PACKET_FRAGMENT;
 			return network;
 		}

@@ -9,6 +9,7 @@
 #define CRC32C_ONE 0x80000000u	     /* x^0, bits reversed */
 #define SCTP_LENGTH_BITS 16
 #define SCTP_CHECKSUM_OFFSET 8
+#define SCTP_HEADER_BYTES 12
 
 /* x^(8 * 2^bit) modulo the polynomial, bits reversed. */
 static __always_inline __u32 crc32c_shift(int bit)

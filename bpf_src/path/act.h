@@ -26,7 +26,8 @@ static __always_inline int send_back(const struct packet *packet)
 
 static __always_inline bool is_dropped(enum verdict verdict)
 {
-	return verdict >= VERDICT_DROPPED_FLOW_TABLE_FULL && verdict <= VERDICT_DROPPED_INTERNAL;
+	return (verdict >= VERDICT_DROPPED_FLOW_TABLE_FULL && verdict <= VERDICT_DROPPED_INTERNAL) ||
+	       verdict == VERDICT_DROPPED_FRAGMENT || verdict == VERDICT_DROPPED_WITH_FIRST;
 }
 
 static __always_inline bool is_answered(enum verdict verdict)

@@ -13,7 +13,9 @@ static __always_inline enum verdict leave(const struct packet *packet)
 		programs.call(packet->skb, PROGRAM_ICMP_ERROR);
 		return VERDICT_DROPPED_INTERNAL;
 	case PACKET_FRAGMENT:
-		return VERDICT_FRAGMENT;
+		programs.call(packet->skb, packet->tuple.direction == FROM_POD ? PROGRAM_FRAGMENT_FROM_POD
+									       : PROGRAM_FRAGMENT_TO_POD);
+		return VERDICT_DROPPED_INTERNAL;
 	case PACKET_MALFORMED:
 		return VERDICT_MALFORMED;
 	default:

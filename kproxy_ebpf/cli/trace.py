@@ -35,6 +35,8 @@ DROPPED = {
     Verdict.DROPPED_SOURCE_RANGE: "dropped: the source is outside loadBalancerSourceRanges",
     Verdict.DROPPED_FLOW_TABLE_FULL: "dropped: no flow could be created; the sender tries again",
     Verdict.DROPPED_NO_SOURCE_PORT: "dropped: another connection has this tuple, and no free source port was found",
+    Verdict.DROPPED_FRAGMENT: "dropped: the fragment contradicts the first one of its datagram",
+    Verdict.DROPPED_WITH_FIRST: "dropped: so was the first fragment of its datagram, or it was refused",
     Verdict.DROPPED_INTERNAL: "dropped: the kernel refused what the program asked for",
 }
 

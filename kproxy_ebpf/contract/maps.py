@@ -45,6 +45,7 @@ MAPS = (
     Row("source_ranges", "SourceRangeKey", "u32", Group.SERVICES, "SOURCE_RANGES_MAX"),
     Row("led", "u32", "u32", Group.SINGLE, "BACKENDS_MAX"),
     Row("flows", "Tuple", "Flow", Group.FLOWS, "FLOWS_MAX"),
+    Row("fragments", "FragmentKey", "Fragment", Group.SINGLE, "FRAGMENTS_MAX"),
     Row("affinity", "AffinityKey", "Affinity", Group.FLOWS, "AFFINITY_MAX"),
     Row("pod_links", "u32", "PodLink", Group.FORWARDING, "POD_LINKS_MAX"),
     Row("pods", "address", "Pod", Group.FORWARDING, "PODS_MAX"),

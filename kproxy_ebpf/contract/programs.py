@@ -14,7 +14,18 @@ class CgroupHook(IntEnum):
     GETPEERNAME6 = 30
 
 
-PROGRAMS = ("from_pod", "to_pod", "reject", "icmp_error", "sctp_checksum", "from_uplink", "to_uplink", "uplink_error")
+PROGRAMS = (
+    "from_pod",
+    "to_pod",
+    "fragment_from_pod",
+    "fragment_to_pod",
+    "reject",
+    "icmp_error",
+    "sctp_checksum",
+    "from_uplink",
+    "to_uplink",
+    "uplink_error",
+)
 
 """The functions in pod.c and uplink.c that are programs; pinned with the suffix _v4 or _v6."""
 

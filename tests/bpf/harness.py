@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from ctypes import Structure
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from packets import Endpoint, Host, Packet
+from packets import Endpoint, Host
 from scapy.layers.l2 import Ether
 
 from kproxy_ebpf.contract.layouts import (
@@ -33,14 +33,23 @@ FROM_POD, TO_POD = Direction.FROM_POD, Direction.TO_POD
 T = TypeVar("T", bound=Structure)
 
 
+class Sent(Protocol):
+    """A packet, or a part of one."""
+
+    @property
+    def sent_back(self) -> bool: ...
+
+    def frame(self, family: int) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """A packet at a hook, the verdict on it, and what it becomes (None: nothing else than it was)."""
 
     hook: Direction
-    packet: Packet
+    packet: Sent
     verdict: Verdict
-    becomes: Packet | None = None
+    becomes: Sent | None = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,9 @@ class Datapath:
             TO_POD: generation.program("to_pod", family),
         }
         self._tail_calls = generation.map("programs", family)  # a prog array is emptied with its last descriptor
-        self.frontends, self.slots, self.backends, self.flows, self.affinity, self.source_ranges = (
+        self.frontends, self.slots, self.backends, self.flows, self.fragments, self.affinity, self.source_ranges = (
             generation.map(name, family)
-            for name in ("frontends", "slots", "backends", "flows", "affinity", "source_ranges")
+            for name in ("frontends", "slots", "backends", "flows", "fragments", "affinity", "source_ranges")
         )
         self.counters, self.settings = map(generation.map, ("counters", "settings"))
         self._slots_used = 0
@@ -71,7 +80,7 @@ class Datapath:
     def clear(self) -> None:
         """Back to empty tables, and counters of 0."""
         self.clear_flows()
-        for table in (self.frontends, self.source_ranges):
+        for table in (self.fragments, self.frontends, self.source_ranges):
             for key in list(table.keys()):
                 table.delete(key)
         for key, value in self.backends.items():
@@ -152,14 +161,12 @@ class Datapath:
 
     def age(self, seconds: int) -> None:
         """Make every flow and every affinity older, as if nothing had been sent for `seconds`."""
-        for table, layout, field in (
-            (self.flows, self.layouts.Flow, "last_seen_seconds"),
-            (self.affinity, self.layouts.Affinity, "last_used_seconds"),
-        ):
-            for key, value in list(table.items()):
-                entry = layout.from_buffer_copy(value)
-                setattr(entry, field, (getattr(entry, field) - seconds) % 2**32)
-                table.update(key, bytes(entry))
+        _age(self.flows, self.layouts.Flow, "last_seen_seconds", seconds)
+        _age(self.affinity, self.layouts.Affinity, "last_used_seconds", seconds)
+
+    def age_fragments(self, seconds: int) -> None:
+        """Make every datagram in fragments older."""
+        _age(self.fragments, self.layouts.Fragment, "seen_seconds", seconds)
 
     # Packets
 
@@ -232,6 +239,13 @@ def assert_same_frame(actual: bytes, expected: bytes, about: str) -> None:
 def now_seconds() -> int:
     """The programs' clock."""
     return int(time.clock_gettime(time.CLOCK_MONOTONIC))
+
+
+def _age(table: Map, layout: type[Structure], field: str, seconds: int) -> None:
+    for key, value in list(table.items()):
+        entry = layout.from_buffer_copy(value)
+        setattr(entry, field, (getattr(entry, field) - seconds) % 2**32)
+        table.update(key, bytes(entry))
 
 
 def _action(step: Step) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from harness import FROM_POD, NEXT, REDIRECT, Datapath, now_seconds
@@ -39,6 +40,14 @@ route add fd00:1:9::/64 via fd00:7::2
 route add 10.1.8.0/24 dev veth0
 route add fd00:1:8::/64 dev veth0
 """
+
+
+_FROM_LINK = struct.Struct("=40xI148x")  # struct __sk_buff with its ifindex
+
+
+def from_link(ifindex: int) -> bytes:
+    """The context of a test run whose packet comes over this link."""
+    return _FROM_LINK.pack(ifindex)
 
 
 def binary(mac: str) -> bytes:

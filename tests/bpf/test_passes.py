@@ -5,36 +5,11 @@ from __future__ import annotations
 import pytest
 from harness import FROM_POD, NEXT, TO_POD, Datapath, Meanwhile, Step
 from packets import BACKEND, CLIENT, HOST_MAC, POD_MAC, VIP, echo_request, source_route, tcp, udp
-from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q, Ether
-from scapy.packet import Packet as Layer
 
 from kproxy_ebpf.contract.layouts import Direction, Switches, Verdict
 
 BOTH_HOOKS = pytest.mark.parametrize("hook", [FROM_POD, TO_POD], ids=["from_pod", "to_pod"])
-
-
-def fragment(family: int, offset: int, more: bool) -> bytes:
-    """A fragment to the VIP's UDP port; `offset` in units of 8 bytes."""
-    source, destination = CLIENT.host.at(family), VIP.host.at(family)
-    rest = UDP(sport=CLIENT.port, dport=VIP.port) / bytes(64)
-    network: Layer
-    if family == 4:
-        network = IP(src=source, dst=destination, frag=offset, flags="MF" if more else 0, proto=17) / rest
-    else:
-        header = IPv6ExtHdrFragment(offset=offset, m=more, nh=17)
-        network = IPv6(src=source, dst=destination) / header / rest
-    return bytes(Ether(src=POD_MAC, dst=HOST_MAC, type=0x0800 if family == 4 else 0x86DD) / network)
-
-
-@BOTH_HOOKS
-@pytest.mark.parametrize(("offset", "more"), [(0, True), (100, True), (100, False)], ids=["first", "middle", "last"])
-def test_fragments(datapath: Datapath, hook: Direction, offset: int, more: bool) -> None:
-    frame = fragment(datapath.family, offset, more)
-    verdict, result = datapath.see(hook, frame)
-    assert (verdict, result.retval, result.data) == (Verdict.FRAGMENT, NEXT, frame)
-    assert datapath.flows.count() == 0
 
 
 def test_a_source_route_on_its_way(datapath: Datapath) -> None:

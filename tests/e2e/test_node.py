@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import threading
 from functools import partial
@@ -137,19 +136,6 @@ def test_the_host_tracks_no_connection_of_ours(world, service):
         assert count() != "0"
     finally:
         node.run(["nft", "delete table inet t"])
-
-
-def test_fragments_are_counted_and_left_to_the_host(world, service):
-    before = verdicts(world.daemon).get("fragment", 0)
-    with world.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
-        handle.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: may be fragmented
-        handle.sendto(b"x" * 4000, (service.vip4, 53))
-    until(lambda: verdicts(world.daemon).get("fragment", 0) - before == 3, "three fragments to be counted")
-
-
-def verdicts(daemon):
-    """Packets by verdict, from the maps."""
-    return {name: count["packets"] for name, count in daemon.json("status")["verdicts"].items()}
 
 
 def test_of_two_services_with_one_vip_the_older_is_served_and_the_conflict_named(world):

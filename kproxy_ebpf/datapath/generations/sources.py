@@ -34,6 +34,7 @@ class Constants:
     slots_max: int = 1048576
     backends_max: int = 262144
     flows_max: int = 262144
+    fragments_max: int = 32768
     affinity_max: int = 65536
     source_ranges_max: int = 65536
     pod_links_max: int = 4096

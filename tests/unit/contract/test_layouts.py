@@ -34,6 +34,7 @@ PREFIXES = {
     "flow_state": "FLOW_",
     "flow_flags": "FLOW_",
     "timeout_seconds": "TIMEOUT_",
+    "fragment_flags": "FRAGMENT_",
     "switches": "SWITCH_",
     "events_level": "EVENTS_",
     "program_index": "PROGRAM_",
@@ -128,7 +129,7 @@ def test_no_enum_is_missing_or_python_only() -> None:
 
 def test_flags_are_those_of_single_bits() -> None:
     flags = {name for name, value in vars(contract).items() if _is_enum(value) and issubclass(value, IntFlag)}
-    assert flags == {"FrontendFlags", "BackendFlags", "FlowFlags", "Switches"}
+    assert flags == {"FrontendFlags", "BackendFlags", "FlowFlags", "FragmentFlags", "Switches"}
 
 
 def test_numbers(folder: Path) -> None:
@@ -143,6 +144,7 @@ def test_numbers(folder: Path) -> None:
 )
 def test_what_the_generator_does_not_understand_it_refuses(declaration: str, tmp_path: Path) -> None:
     for header in HEADERS:
+        (tmp_path / header).parent.mkdir(exist_ok=True)
         (tmp_path / header).write_text(declaration)
     with pytest.raises(ValueError, match=r"odd: .* is not understood"):
         declarations(tmp_path)
