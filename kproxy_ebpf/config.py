@@ -6,7 +6,6 @@ pure and lists every problem at once. A bad offer never changes what is in force
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
@@ -14,17 +13,17 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kproxy_ebpf.errors import QUOTED_CHARS, ConfigError, SettingsAbsentError, quoted
+from kproxy_ebpf.linux.files import happenings, signature
 
 MAX_FILE_BYTES = 1 << 20  # what a ConfigMap holds at most
 MAX_DEPTH = 10
 MAX_SENTENCES = 10
-POLL_SECONDS = 2.0
 
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C parser where PyYAML has it
 
@@ -71,6 +70,13 @@ class Balancing(StrEnum):
     MAGLEV = "maglev"
 
 
+class CniChain(StrEnum):
+    """Whether the daemon puts its plugin at the end of the node's list of CNI plugins."""
+
+    NONE = "none"
+    CHAIN = "chain"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -97,6 +103,7 @@ class Settings(BaseModel):
     balancing: Balancing = Balancing.RANDOM
     pod_interfaces: tuple[str, ...] = Field(default=POD_INTERFACES, min_length=1)
     cluster_cidr: tuple[Network, ...] = ()
+    cni: CniChain = CniChain.NONE
     log_level: LogLevel = LogLevel.INFO
 
     @field_validator("pod_interfaces", "cluster_cidr", mode="before")
@@ -278,40 +285,14 @@ class SettingsFile:
 
     def read(self) -> None:
         """Offer the file if it is not as it was at the last look; an absent one is offered as an error."""
-        signature = _signature(self._path)
-        if signature != self._seen:
-            self._seen = signature
+        seen = signature(self._path)
+        if seen != self._seen:
+            self._seen = seen
             self._keeper.offer(lambda: read_settings_file(self._path))
 
-    async def follow(self) -> NoReturn:
+    async def follow(self) -> None:
         """Look whenever something happens in the folder, and now and then; for editors and ConfigMap mounts replace
-        files, and folders too.
+        files, and folders too. Never returns.
         """
-        from watchfiles import awatch
-
-        while True:
-            folder = _signature(self._path.parent)[:1]
-            try:
-                async for _ in awatch(
-                    self._path.parent,
-                    recursive=False,
-                    debounce=200,
-                    step=50,
-                    rust_timeout=int(POLL_SECONDS * 1000),
-                    yield_on_timeout=True,
-                ):
-                    self.read()
-                    if _signature(self._path.parent)[:1] != folder:
-                        break
-            except OSError:
-                self.read()
-                await asyncio.sleep(POLL_SECONDS)
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    """Changes whenever the file is written or replaced, also behind a symlink; empty where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        async for _ in happenings(self._path.parent):
+            self.read()

@@ -36,6 +36,7 @@ COMMANDS = {
     "demo": "demo.demo",
     "explain": "explain.explain",
     "flows": "tables.flows",
+    "install-cni": "install_cni.install_cni",
     "monitor": "monitor.monitor",
     "run": "run.run",
     "services": "tables.services",

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kproxy_ebpf.cli.common import Seconds, bpffs_option, option
+from kproxy_ebpf.cli.common import Seconds, bpffs_option, cni_conf_option, option
+from kproxy_ebpf.cni.conflist import PLUGIN
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.model.services import Protocol
-from kproxy_ebpf.observe.state import state_dir
+from kproxy_ebpf.observe.state import cni_socket, state_dir
 
 if TYPE_CHECKING:
     from kproxy_ebpf.datapath.generations.generation import Generation
@@ -33,34 +34,53 @@ TELL_SECONDS = 5.0
     show_default=True,
     help="How long open connections may take to end before they break; new ones are kube-proxy's at once.",
 )
-def cleanup(bpffs: Path, drain_seconds: float) -> None:
+@cni_conf_option
+def cleanup(bpffs: Path, drain_seconds: float, cni_conf_dir: Path) -> None:
     """Take all that is ours away; kube-proxy serves from then on.
 
     The way that breaks nothing: mode off, wait until `status` shows no links, stop the daemon, then this.
     """
-    click.echo(clean(bpffs, drain_seconds, partial(click.echo, err=True)))
+    click.echo(clean(bpffs, drain_seconds, partial(click.echo, err=True), cni_conf_dir))
 
 
-def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object]) -> str:
+def clean(folder: Path, drain_seconds: float, tell: Callable[[str], object], cni_conf_dir: Path) -> str:
     """Detach, unpin, and forget what the daemon wrote; return what was done. Raises BusyError while a daemon runs.
 
-    New connections are the host's at once; those that are open have `drain_seconds` to end.
+    New connections are the host's at once; those that are open have `drain_seconds` to end. Before all else the plugin
+    leaves the list of CNI plugins: pods could not start with nobody to answer it.
     """
     from kproxy_ebpf.datapath.generations import bpffs
     from kproxy_ebpf.datapath.generations.generation import current, remove_all
     from kproxy_ebpf.datapath.sockets.cgroup import is_attached
 
     if not (folder / bpffs.ROOT).exists():
-        shutil.rmtree(state_dir(folder), ignore_errors=True)
-        return f"nothing of ours is pinned in {folder}"
+        chain = _leave_chain(cni_conf_dir)
+        _forget(folder)
+        return f"nothing of ours is pinned in {folder}{chain}"
     with bpffs.NodeLock(folder):
+        chain = _leave_chain(cni_conf_dir)
         broken = _drain(current(folder), drain_seconds, tell)
         what = "links and the cgroup tree" if is_attached(folder / bpffs.ROOT / "links") else "links"
         links = _detach(folder / bpffs.ROOT / "links")
         remove_all(folder)
-        shutil.rmtree(state_dir(folder), ignore_errors=True)
+        _forget(folder)
     cost = f"; {broken} open connections that they translated are broken" if broken else ""
-    return f"programs taken off {links} {what}, programs and maps unpinned from {folder}{cost}"
+    return f"programs taken off {links} {what}, programs and maps unpinned from {folder}{cost}{chain}"
+
+
+def _leave_chain(conf_dir: Path) -> str:
+    """Take the plugin out of the lists of CNI plugins; says from which."""
+    from kproxy_ebpf.cni.folder import take_out
+
+    files = take_out(conf_dir)
+    where = ", ".join(str(file) for file in files)
+    return f"; {PLUGIN} taken out of {where} (its program stays, for pods from before)" if files else ""
+
+
+def _forget(folder: Path) -> None:
+    """Remove what the daemon wrote for the commands, for plugins and for its next start."""
+    cni_socket(folder).unlink(missing_ok=True)
+    shutil.rmtree(state_dir(folder), ignore_errors=True)
 
 
 def _drain(generation: Generation | None, seconds: float, tell: Callable[[str], object]) -> int:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
+from kproxy_ebpf.cni.binary import BIN_DIR
+from kproxy_ebpf.cni.folder import CONF_DIR
 from kproxy_ebpf.observe.state import DEFAULT_BPFFS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -52,6 +54,24 @@ cache_option = option(
     type=click.Path(path_type=Path, readable=False),
     metavar="DIR",
     help="Where compiled programs are kept, a folder of root alone. [default: /var/lib/kproxy-ebpf]",
+)
+
+cni_conf_option = option(
+    "--cni-conf-dir",
+    type=click.Path(path_type=Path, readable=False),
+    default=CONF_DIR,
+    show_default=True,
+    metavar="DIR",
+    help="Where the container runtime has its lists of CNI plugins.",
+)
+
+cni_bin_option = option(
+    "--cni-bin-dir",
+    type=click.Path(path_type=Path, readable=False),
+    default=BIN_DIR,
+    show_default=True,
+    metavar="DIR",
+    help="Where the container runtime has its CNI plugins.",
 )
 
 metrics_address_option = option(

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from kproxy_ebpf.cli.common import Command, Seconds, bpffs_option, cache_option, option
+from kproxy_ebpf.cli.common import (
+    Command,
+    Seconds,
+    bpffs_option,
+    cache_option,
+    cni_bin_option,
+    cni_conf_option,
+    option,
+)
 from kproxy_ebpf.contract.maps import FLOW_TABLES, SERVICE_TABLES
 from kproxy_ebpf.datapath.generations.sources import Constants
 from kproxy_ebpf.errors import UsageError
@@ -37,6 +45,8 @@ def _size(flag: str, default: int, what: str) -> Callable[[Command], Command]:
 @option("--config-map", metavar="NS/NAME", help="Settings as a ConfigMap, watched.")
 @bpffs_option
 @cache_option
+@cni_conf_option
+@cni_bin_option
 @option("--cgroup", type=FOLDER, metavar="DIR", help="The cgroup v2 tree. [default: found in the mounts]")
 @option("--attach", type=click.Choice(["auto", "tcx", "clsact"]), default="auto", show_default=True,
         help="How programs are attached to links; auto takes TCX where the kernel has it.")  # fmt: skip

@@ -78,11 +78,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"health      {_health_text(health)}"
     if "settings" in daemon:
         yield "settings    " + " ".join(f"{key}={_setting_text(value)}" for key, value in daemon["settings"].items())
-    if daemon.get("links"):
-        yield f"links       {', '.join(daemon['links'])}"
-    yield from _redirect_lines(daemon.get("redirect"))
-    if daemon.get("cgroup"):
-        yield f"sockets     of {daemon['cgroup']}"
+    yield from _place_lines(daemon)
     for sentence in _complaints(daemon, health):
         yield f"problem     {sentence}"
     yield f"generation  {report['generation'] or 'nothing is pinned'}"
@@ -91,6 +87,17 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for verdict, count in report["verdicts"].items():
         if count["packets"]:
             yield f"verdict     {verdict:26} {count['packets']:>12} packets {count['bytes']:>15} bytes"
+
+
+def _place_lines(daemon: Mapping[str, Any]) -> Iterator[str]:
+    """Where the programs are, and how they come there."""
+    if daemon.get("links"):
+        yield f"links       {', '.join(daemon['links'])}"
+    if daemon.get("cni"):
+        yield f"cni         {daemon['cni']}"
+    yield from _redirect_lines(daemon.get("redirect"))
+    if daemon.get("cgroup"):
+        yield f"sockets     of {daemon['cgroup']}"
 
 
 def _redirect_lines(redirect: Mapping[str, Any] | None) -> Iterator[str]:

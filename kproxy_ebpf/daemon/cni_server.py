@@ -41,7 +41,7 @@ _CHUNK_BYTES = 1 << 16
 class CniServer:
     """Listens at `path`, for root alone. `run` it as a task.
 
-    `in_force` returns once the links' programs do what the settings say.
+    `in_force` returns once the links' programs do what the settings say. `listening` is set while plugins are answered.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class CniServer:
     ) -> None:
         self._path, self._links, self._in_force = path, links, in_force
         self._answers, self._health = metrics.cni_answers, health
+        self.listening = asyncio.Event()
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def run(self) -> NoReturn:
@@ -64,6 +65,7 @@ class CniServer:
         self._health.problem(TOPIC, None)
         loop = asyncio.get_running_loop()
         with _listening(self._path) as listener:
+            self.listening.set()
             async with asyncio.TaskGroup() as group:
                 while True:
                     await self._free.acquire()

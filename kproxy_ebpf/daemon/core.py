@@ -16,10 +16,12 @@ import structlog
 import uvloop
 
 from kproxy_ebpf import __version__
+from kproxy_ebpf.cni.conflist import entry_of
 from kproxy_ebpf.config import Balancing, SettingsFile, SettingsKeeper
 from kproxy_ebpf.daemon.backlog import Backlog
 from kproxy_ebpf.daemon.building import Building
 from kproxy_ebpf.daemon.cluster_source import Cluster, connected, source_problems
+from kproxy_ebpf.daemon.cni_chain import ChainKeeper
 from kproxy_ebpf.daemon.cni_server import CniServer
 from kproxy_ebpf.daemon.conflicts import Conflicts, sentence
 from kproxy_ebpf.daemon.datapath import Datapath
@@ -38,7 +40,7 @@ from kproxy_ebpf.model.snapshot import Event, Snapshot
 from kproxy_ebpf.observe.health import Health
 from kproxy_ebpf.observe.metrics import DatapathCollector, Metrics
 from kproxy_ebpf.observe.server import health_app, metrics_app, serving
-from kproxy_ebpf.observe.state import cni_socket, read_json, state_dir
+from kproxy_ebpf.observe.state import DEFAULT_BPFFS, cni_socket, read_json, state_dir
 from kproxy_ebpf.plan.services.plan import PlanSettings
 from kproxy_ebpf.reconcile.services import Reconciler
 
@@ -76,6 +78,7 @@ class Daemon:
         self._reconciler: Reconciler | None = None
         self._conflicts: Conflicts | None = None
         self._modes: ModeSwitch | None = None
+        self._chain: ChainKeeper | None = None
 
     async def run(self, building: Building) -> None:
         """Until cancelled. Raises KproxyError when a part can't start or dies."""
@@ -156,8 +159,7 @@ class Daemon:
         start_part("modes", modes.follow())
         start_part("guard", modes.guard(self.options.sync_period))
         start_part("sockets", datapath.sockets.terminate())
-        socket = cni_socket(self.options.bpffs)
-        start_part("CNI", CniServer(socket, modes.links, modes.switched.wait, self.metrics, self.health).run())
+        self._start_cni(modes, start_part)
         start_part("room", keep_room(datapath.generation, self.health))
         await asyncio.gather(self._synced.wait(), modes.links.ready.wait(), modes.switched.wait())
         # The cluster's objects stay in memory. The collector need not walk them again: that takes longer than a change.
@@ -166,6 +168,15 @@ class Daemon:
         allocator.give_back()  # a start needs more than what follows
         self.health.synced = True
         log.info("in force", services=len(reconciler.snapshot.services), links=len(modes.links.attached))
+
+    def _start_cni(self, modes: ModeSwitch, start_part: Start) -> None:
+        options, socket = self.options, cni_socket(self.options.bpffs)
+        server = CniServer(socket, modes.links, modes.switched.wait, self.metrics, self.health)
+        entry = entry_of("" if socket == cni_socket(DEFAULT_BPFFS) else str(socket))
+        folders = options.cni_conf_dir, options.cni_bin_dir
+        self._chain = ChainKeeper(*folders, entry, server.listening, self.keeper, self.health, self._changed)
+        start_part("CNI", server.run())  # first: the plugin goes into the list when it is answered
+        start_part("CNI chain", self._chain.run())
 
     def _submit(self, reconciler: Reconciler, reports: Reports, events: Sequence[Event]) -> None:
         reconciler.submit(events)
@@ -227,6 +238,7 @@ class Daemon:
             "synced": reconciler.first_sync_done,
             "links": sorted(modes.links.attached.values()),
             "cgroup": modes.cgroup,
+            "cni": self._chain.state if self._chain else "",
             "redirect": modes.redirect.plain() if modes.redirect else None,
             "refused": [
                 {"object": str(refused.ref), "reason": refused.reason}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kproxy_ebpf.cni.binary import BIN_DIR
+from kproxy_ebpf.cni.folder import CONF_DIR
 from kproxy_ebpf.datapath.generations.sources import Constants
 
 
@@ -24,6 +26,8 @@ class Options:
     config_map: str | None = None
     cgroup: Path | None = None
     cache_dir: Path | None = None
+    cni_conf_dir: Path = CONF_DIR
+    cni_bin_dir: Path = BIN_DIR
     attach: str = "auto"
     proxy_name: str = ""
     sync_period: float = 30.0

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kproxy_ebpf.cni.binary import is_installed
+from kproxy_ebpf.cni.folder import standing
 from kproxy_ebpf.datapath.generations import bpffs
 from kproxy_ebpf.datapath.generations.build import shipped_folder
 from kproxy_ebpf.datapath.generations.kept import default_folder, digest_of, find
@@ -58,6 +60,15 @@ def check_node(folder: Path = bpffs.DEFAULT, kept: Path | None = None) -> list[C
         _socket_lists,
     ]
     return [check() for check in checks]
+
+
+def cni_chain(conf_dir: Path, bin_dir: Path) -> Check:
+    """Whether a new pod's link has its programs before the pod starts."""
+    found, consequence = standing(conf_dir), "a new pod's link gets its programs some milliseconds after it is made"
+    detail = str(found)
+    if found.is_in and not is_installed(bin_dir):
+        detail, consequence = f"{detail}, but not in {bin_dir}", "no pod of this node can start: install-cni"
+    return Check("cni", found.is_in and is_installed(bin_dir), detail, consequence, required=False)
 
 
 def _privileges() -> Check:

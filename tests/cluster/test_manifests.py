@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
+import yaml
 from kube_world import MANIFESTS, NAME, NAMESPACE, SERVICE_ACCOUNT
 
 from kproxy_ebpf import __version__
+from kproxy_ebpf.cli import commands
 from kproxy_ebpf.cli.run import run as run_command
-from kproxy_ebpf.config import Settings, parse_settings
+from kproxy_ebpf.cni.binary import BIN_DIR
+from kproxy_ebpf.cni.folder import CONF_DIR
+from kproxy_ebpf.config import CniChain, Settings, parse_settings
 from kproxy_ebpf.lab.control_plane import object_path
 from kproxy_ebpf.lab.wait import until
 
@@ -33,6 +41,46 @@ def test_every_field_is_one_that_the_api_server_knows(control):
 
 def test_applying_again_changes_nothing(applied):
     applied.kubectl("diff", "--server-side", "--kustomize", str(MANIFESTS))
+
+
+@pytest.fixture(params=["a line in manifests/", "an overlay elsewhere"])
+def with_component(request, tmp_path):
+    """A kustomization with the CNI component, as the two are told in manifests/cni/."""
+    if request.param.startswith("a line"):
+        folder = Path(shutil.copytree(MANIFESTS, tmp_path / "manifests"))
+        text = (folder / "kustomization.yaml").read_text()
+        assert "# components: [cni]" in text
+        (folder / "kustomization.yaml").write_text(text.replace("# components: [cni]", "components: [cni]"))
+        return folder
+    base = os.path.relpath(MANIFESTS, tmp_path)
+    content = {"resources": [base], "components": [f"{base}/cni"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def test_the_component_puts_the_plugin_in_place(control, with_component):
+    control.kubectl("apply", "--dry-run=server", "--validate=strict", "--kustomize", str(with_component))
+    objects = {
+        each["kind"]: each for each in yaml.safe_load_all(control.kubectl("kustomize", str(with_component)).stdout)
+    }
+    assert parse_settings(objects["ConfigMap"]["data"]) == Settings(cni=CniChain.CHAIN)
+    spec = objects["DaemonSet"]["spec"]["template"]["spec"]
+    (init,), (daemon,) = spec["initContainers"], spec["containers"]
+    assert init["args"][0] in commands.commands
+    assert init["image"] == daemon["image"] == f"kproxy-ebpf:{__version__}"
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    defaults = {str(CONF_DIR), str(BIN_DIR)}
+    mounts = [
+        (m["mountPath"], paths[m["name"]]) for c in (init, daemon) for m in c["volumeMounts"] if "cni" in m["name"]
+    ]
+    assert {path for path, _ in mounts} == defaults, "where the flags look if nobody says otherwise"
+    assert all(path == on_host for path, on_host in mounts)
+
+
+def test_without_the_component_the_daemon_sees_nothing_of_the_runtimes(template):
+    assert "initContainers" not in template
+    paths = [volume.get("hostPath", {}).get("path", "") for volume in template["volumes"]]
+    assert [path for path in paths if "cni" in path] == []
 
 
 ALLOWED = [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kproxy_ebpf import config
 from kproxy_ebpf.config import (
     POD_INTERFACES,
     LogLevel,
@@ -19,6 +18,7 @@ from kproxy_ebpf.config import (
     read_settings_file,
 )
 from kproxy_ebpf.errors import ConfigError, SettingsAbsentError
+from kproxy_ebpf.linux import files
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -152,7 +152,7 @@ def test_a_bad_offer_leaves_the_last_good_settings_in_force() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(files, "POLL_SECONDS", 0.05)
 
 
 async def mode_becomes(keeper: SettingsKeeper, mode: Mode) -> None:
