@@ -91,6 +91,19 @@ def test_the_result_is_handed_on_byte_for_byte(world, pod, version):
     cni.call("DEL", first, pod)
 
 
+def test_the_latest_version(world, pod):
+    """Debian's plugins don't know it: theirs is the result, ours the list."""
+    first, own = runtime(world, "ptp").conflist["plugins"]
+    older, latest = runtime(world, "ptp"), runtime(world, "ptp", "1.1.0")
+    result = older.call("ADD", first, pod).replace('"1.0.0"', '"1.1.0"')
+    assert latest.call("ADD", own, pod, result=result) == result
+    assert is_equipped(world.node, host_link(json.loads(result)))
+    silent = [latest.call(command, own, pod, result=result) for command in ("CHECK", "DEL")]
+    silent += [latest.call(command, own, None) for command in ("STATUS", "GC")]
+    assert silent == [""] * 4
+    older.call("DEL", first, pod)
+
+
 def test_an_add_waits_for_a_daemon_that_is_replaced(world, service, cni, pod, family):
     world.daemon.kill()
     with ThreadPoolExecutor(1) as thread:

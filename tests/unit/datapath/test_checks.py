@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kproxy_ebpf.cni.conflist import PLUGIN, entry_of
+from kproxy_ebpf.cni.folder import put_in
 from kproxy_ebpf.datapath import checks
 from kproxy_ebpf.errors import NodeError
 
@@ -96,3 +98,23 @@ def test_where_cgroup2_is(tmp_path: Path) -> None:
     assert checks.cgroup2_mount(mounts) == Path("/sys/my groups")
     mounts.write_text("proc /proc proc rw 0 0\n")
     assert checks.cgroup2_mount(mounts) is None
+
+
+def test_the_cni_chain(tmp_path: Path) -> None:
+    conf, programs = tmp_path / "net.d", tmp_path / "bin"
+    conf.mkdir()
+    programs.mkdir()
+
+    def look() -> checks.Check:
+        return checks.cni_chain(conf, programs)
+
+    assert (look().ok, look().required) == (False, False)
+    assert "no CNI configuration yet" in look().detail
+    (conf / "10-a.conflist").write_text('{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "ptp"}]}')
+    assert "is not in" in look().detail
+    put_in(conf, entry_of())
+    assert not look().ok
+    assert "no pod of this node can start" in look().consequence
+    (programs / PLUGIN).touch(0o755)
+    assert look().ok
+    assert look().detail == f"{PLUGIN} is in {conf}/10-a.conflist"
