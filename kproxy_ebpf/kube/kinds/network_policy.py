@@ -8,7 +8,7 @@ a policy selects, it isolates every pod that it may select, and admits nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import cache
 from sys import intern
 from typing import Any, NotRequired, TypeVar, cast
@@ -134,19 +134,23 @@ def _policy(key: PolicyName, spec: Any, parts: Parts) -> NetworkPolicy:
     before = len(parts.unreadable)
     selected = _requirements("spec.podSelector", spec.get("podSelector"), parts)
     known = known and len(parts.unreadable) == before
-    types = _types(spec, parts)
-    rules = {direction: _rules(direction, spec, parts) for direction in types}
-    return NetworkPolicy(key, selected, rules if known else dict.fromkeys(types, ()))
+    types, isolated = _types(spec, parts)
+    rules = {direction: _rules(direction, spec, parts) for direction in Direction}
+    counts = types if known else frozenset()
+    return NetworkPolicy(key, selected, {each: rules[each] if each in counts else () for each in isolated})
 
 
-def _types(spec: Mapping[str, Any], parts: Parts) -> tuple[Direction, ...]:
-    """By default Ingress, and Egress where there are egress rules. An entry that can't be read may mean either."""
+def _types(spec: Mapping[str, Any], parts: Parts) -> tuple[Set[Direction], Iterable[Direction]]:
+    """Whose rules count, and what is isolated. By default Ingress, and Egress where there are egress rules. An entry
+    that can't be read may mean either, so it isolates both; but rules of a direction that is not named admit nothing.
+    """
     listed = spec.get("policyTypes")
     if listed is None or listed == []:
-        return tuple(Direction) if spec.get("egress") else (Direction.INGRESS,)
+        types = [Direction.INGRESS, Direction.EGRESS] if spec.get("egress") else [Direction.INGRESS]
+        return set(types), types
     before = len(parts.unreadable)
-    types = parts.each("spec.policyTypes", listed, _direction)
-    return tuple(Direction) if len(parts.unreadable) > before else tuple(dict.fromkeys(types))
+    named = dict.fromkeys(parts.each("spec.policyTypes", listed, _direction))
+    return named.keys(), Direction if len(parts.unreadable) > before else named
 
 
 def _direction(where: str, value: Any) -> Direction:
@@ -202,7 +206,7 @@ def _block(where: str, value: Any) -> IpBlock:
         if taken.bits <= block.bits or not block.holds(taken.network):
             raise refused(f"{where}.except[{index}]", text, f"is no part of {block}")
         excepts.append(taken)
-    return IpBlock(block, tuple(dict.fromkeys(excepts)))
+    return IpBlock(block, tuple(sorted(set(excepts))))
 
 
 def _prefix(where: str, text: str) -> Prefix:

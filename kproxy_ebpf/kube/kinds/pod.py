@@ -72,7 +72,8 @@ def pod_of(obj: PodObject, _: Scope) -> Pod:
 def _addresses(status: PodStatus) -> tuple[bytes, ...]:
     """`podIPs` is absent from very old servers."""
     texts = [each.get("ip") for each in status.get("podIPs") or ()] or [status.get("podIP")]
-    return tuple(packed_ip(f"status.podIPs[{index}].ip", text) for index, text in enumerate(texts) if text)
+    addresses = (packed_ip(f"status.podIPs[{index}].ip", text) for index, text in enumerate(texts) if text)
+    return tuple(dict.fromkeys(addresses))
 
 
 def _named_ports(spec: PodSpec) -> tuple[ContainerPort, ...]:

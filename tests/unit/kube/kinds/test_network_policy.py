@@ -252,10 +252,21 @@ def test_rules_that_are_no_list_admit_nothing():
     assert rest(egress="all")[0].rules == {INGRESS: (), EGRESS: ()}
 
 
-@pytest.mark.parametrize("types", [["ingress"], ["Ingress", "Mesh"], "Egress", {}, [None]])
+@pytest.mark.parametrize("types", [["ingress"], ["Mesh"], "Egress", {}, [None]])
 def test_a_policy_type_that_cant_be_read_may_be_either(types):
     left, _ = rest(policyTypes=types, ingress=[{}])
+    assert left.rules == {INGRESS: (), EGRESS: ()}
+
+
+def test_rules_of_a_policy_type_that_is_named_beside_an_unreadable_one_count():
+    left, _ = rest(policyTypes=["Ingress", "Mesh"], ingress=[{}], egress=[{}])
     assert left.rules == {INGRESS: (Rule(None, None, "ingress[0]"),), EGRESS: ()}
+
+
+def test_rules_without_effect_are_read_too():
+    left, reason = rest(policyTypes=["Egress"], ingress=["all"])
+    assert left.rules == {EGRESS: ()}
+    assert reason == "spec.ingress[0]: 'all' should be an object"
 
 
 @pytest.mark.parametrize(
