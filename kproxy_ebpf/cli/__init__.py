@@ -18,7 +18,7 @@ EXIT_CODES = """\b
 Exit codes (sysexits.h where there is one):
    0  done; for run: ended by SIGTERM or SIGINT, the datapath stays in force
   64  a flag or an argument is wrong
-  66  the API server, kubeconfig or manifests folder can't be used; nothing of ours is pinned; no such Service
+  66  the API server, kubeconfig or manifests folder can't be used; nothing of ours is pinned; no such Service or Pod
   69  the daemon does not answer
   70  the programs can't be loaded, or a part of the daemon died (see the log)
   71  this node lacks something: a kernel feature, headers, bpffs

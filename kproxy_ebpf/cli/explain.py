@@ -1,4 +1,6 @@
-"""`explain`: which endpoints of a Service are used here, and why, as the daemon tells it."""
+"""`explain`: which endpoints of a Service are used here, and why, as the daemon tells it. `explain policy` is a command
+of its own (explain_policy.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any
 
 import click
 
+from kproxy_ebpf.cli import explain_policy
 from kproxy_ebpf.cli.common import metrics_address_option, output_option, show, show_json
 from kproxy_ebpf.errors import UsageError
 
@@ -15,11 +18,29 @@ EXPLAIN_COLUMNS = ("frontend", "kind", "endpoint", "node", "used", "why")
 Json = Mapping[str, Any]
 
 
-@click.command()
+class ServiceByDefault(click.Group):
+    """`explain NAMESPACE/NAME` is `explain service NAMESPACE/NAME`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["service", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=ServiceByDefault, subcommand_metavar="NAMESPACE/NAME | policy NAMESPACE/POD [OPTIONS]")
+def explain() -> None:
+    """Explain a Service, or the policies of a pod.
+
+    `explain NAMESPACE/NAME` tells which endpoints of a Service are used here and why. `explain policy NAMESPACE/POD`
+    tells what NetworkPolicies say about a pod; kproxy-ebpf does not enforce them yet.
+    """
+
+
+@explain.command("service")
 @click.argument("service", metavar="NAMESPACE/NAME")
 @metrics_address_option
 @output_option
-def explain(service: str, metrics_address: str, output: str) -> None:
+def explain_service(service: str, metrics_address: str, output: str) -> None:
     """Tell which endpoints of a Service are used here, and why.
 
     For each frontend: which endpoints pods of this node reach, by which rule, and which rule leaves each other one out.
@@ -41,6 +62,9 @@ def explain(service: str, metrics_address: str, output: str) -> None:
         show(list(explanation_rows(explanation)), EXPLAIN_COLUMNS, output)
         for number, note in enumerate(explanation_notes(explanation)):
             click.echo(f"{'' if number else chr(10)}note: {note}")
+
+
+explain.add_command(explain_policy.policy)
 
 
 def explanation_rows(explanation: Json) -> Iterator[dict[str, str]]:

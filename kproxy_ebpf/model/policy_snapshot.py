@@ -5,6 +5,7 @@ Apart from model/snapshot.py, which has what Services need: a daemon that enforc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kproxy_ebpf.model.policies import (
@@ -61,6 +62,10 @@ class PolicySnapshot:
             case Upserted(ref, object_):
                 self.refused.pop((ref.kind, ref.namespace, ref.name), None)
                 self._upsert(object_)
+
+    def apply_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.apply(event)
 
     def take_touched(self) -> Touched:
         """What has changed since this was last called."""

@@ -51,3 +51,12 @@ def invoke(*words: str) -> Result:
 @pytest.mark.parametrize("name", ["web", "/web", "shop/", "a/b/c"])
 def test_explain_wants_a_namespace_and_a_name(name: str) -> None:
     assert isinstance(invoke("explain", name).exception, UsageError)
+
+
+def test_a_service_is_what_is_explained_by_default() -> None:
+    named, default = invoke("explain", "service", "web"), invoke("explain", "web")
+    assert str(named.exception) == str(default.exception) == "'web' is no Service: write NAMESPACE/NAME"
+    assert isinstance(invoke("explain", "-o", "json", "web").exception, UsageError)
+    assert "policy" in invoke("explain", "--help").output
+    assert "--metrics-address" in invoke("explain", "service", "--help").output
+    assert invoke("explain").exit_code == 2
