@@ -21,9 +21,11 @@ class Usage:
 
 
 def usage(pid: int) -> Usage:
-    """Raises OSError when there is no such process."""
+    """Raises OSError when there is no such process, or one that has ended and is not yet reaped."""
     proc = Path(f"/proc/{pid}")
     rollup, status = _kib(proc / "smaps_rollup"), _kib(proc / "status")
+    if "VmHWM" not in status:  # it has no memory any more
+        raise ProcessLookupError(f"process {pid} has ended")
     # The name, in parentheses, may hold blanks; utime, stime, cutime, cstime are the 14th to 17th fields.
     fields = (proc / "stat").read_text().rpartition(")")[2].split()
     ticks = sum(int(text) for text in fields[11:15])

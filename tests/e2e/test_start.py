@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from kproxy_ebpf.lab import Lab, Node
-from kproxy_ebpf.lab.daemon import Daemon
+from kproxy_ebpf.lab.daemon import HEALTH_PORT, START_SECONDS, Daemon
+from kproxy_ebpf.lab.manifests import DEFAULT_PORTS
+from kproxy_ebpf.lab.traffic import EchoServer, ask
 from kproxy_ebpf.lab.wait import until
 
 NO_BCC = "raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')"
@@ -37,6 +40,14 @@ def problems(daemon: Daemon) -> dict[str, str]:
     with suppress(OSError):
         return daemon.healthz()[1]["problems"]
     return {}
+
+
+def readiness(daemon: Daemon) -> tuple[int, dict[str, str]]:
+    """The status of /readyz and what is missing; 0 as long as nobody answers."""
+    with suppress(OSError):
+        status, body = daemon.get("/readyz", HEALTH_PORT)
+        return status, json.loads(body)["missing"]
+    return 0, {}
 
 
 def children_of(pid: int) -> list[str]:
@@ -75,3 +86,25 @@ def test_a_start_with_kept_programs_needs_no_compiler(daemon, tmp_path):
     daemon.start()
     assert daemon.healthz()[1]["synced"]
     assert "programs" not in problems(daemon)
+
+
+def test_ready_is_said_when_pods_are_served_and_not_before(daemon, node):
+    client, web = node.pod("client"), node.pod("web")
+    vips = ["10.96.0.10", "fd00:96::10"]
+    daemon.manifests.service("web", vips)
+    daemon.manifests.endpoints("web", [web.ip4, web.ip6])
+    with closing(EchoServer(web, "web")) as server:
+        for address in (web.ip4, web.ip6):
+            server.listen(address, DEFAULT_PORTS["http"][2])
+        seen: list[tuple[int, dict[str, str]]] = []
+
+        def is_ready() -> bool:
+            seen.append(readiness(daemon))
+            return seen[-1][0] == 200
+
+        daemon.launch()
+        until(is_ready, "the node to be ready", seconds=START_SECONDS, pause=0)
+        assert [ask(client, vip, 80).server for vip in vips] == ["web", "web"]  # the first packets of all
+        assert seen[-1][1] == {}
+        earlier = [(status, bool(missing)) for status, missing in seen[:-1] if status]
+        assert set(earlier) == {(503, True)}, "what is missing is named until the end"
