@@ -11,7 +11,7 @@ import yaml
 from kube_world import MANIFESTS, NAME, NAMESPACE, SERVICE_ACCOUNT
 
 from kproxy_ebpf import __version__
-from kproxy_ebpf.cli import commands
+from kproxy_ebpf.cli import COMMANDS
 from kproxy_ebpf.cli.run import run as run_command
 from kproxy_ebpf.cni.binary import BIN_DIR
 from kproxy_ebpf.cni.folder import CONF_DIR
@@ -66,7 +66,7 @@ def test_the_component_puts_the_plugin_in_place(control, with_component):
     assert parse_settings(objects["ConfigMap"]["data"]) == Settings(cni=CniChain.CHAIN)
     spec = objects["DaemonSet"]["spec"]["template"]["spec"]
     (init,), (daemon,) = spec["initContainers"], spec["containers"]
-    assert init["args"][0] in commands.commands
+    assert init["args"][0] in COMMANDS
     assert init["image"] == daemon["image"] == f"kproxy-ebpf:{__version__}"
     paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     defaults = {str(CONF_DIR), str(BIN_DIR)}
