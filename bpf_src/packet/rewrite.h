@@ -5,7 +5,17 @@
  * Checksums are adjusted by the difference (RFC 1624). Under CHECKSUM_PARTIAL the field covers the pseudo header only,
  * and BPF_F_PSEUDO_HDR says which differences belong to that; whoever completes the checksum will add the ports. No
  * length changes, so GSO packets keep their sizes.
+ *
+ * Under CHECKSUM_COMPLETE the kernel keeps the sum over the packet (skb->csum), as the network card has told it, and
+ * that must stay the packet's. Where a header's checksum changes by the opposite of what it covers, the sum stays: ports
+ * and their checksum, IPv4 addresses and the IP header's. What is left is BPF_F_PSEUDO_HDR's: the helper subtracts the
+ * difference of the addresses for the transport's checksum. For IPv6 that is wrong, as no header's checksum opposes the
+ * addresses, so the difference is added again. The flag that spares both, BPF_F_IPV6, older kernels refuse.
  */
+
+/* BCC declares this helper with a sum of 16 bits. It refuses where the kernel keeps no sum, which is as good. */
+static long (*csum_update)(struct __sk_buff *skb, __u32 difference) = (void *)BPF_FUNC_csum_update;
+
 struct ports {
 	__be16 source_be;
 	__be16 destination_be;
@@ -26,7 +36,7 @@ static __always_inline __u32 ports_word(const struct tuple *tuple)
 /*
  * True if the checksum is still to be completed when the packet is sent (CHECKSUM_PARTIAL). No helper says so. But
  * bpf_l4_csum_replace leaves the field of such a packet alone when content changes, and changes the field of any other
- * packet. The caller has to write the field again.
+ * packet, which gets its value back.
  */
 static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 offset)
 {
@@ -35,6 +45,7 @@ static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 of
 	bpf_skb_load_bytes(skb, offset, &before, sizeof(before));
 	bpf_l4_csum_replace(skb, offset, 0, 1, sizeof(__be16));
 	bpf_skb_load_bytes(skb, offset, &after, sizeof(after));
+	bpf_l4_csum_replace(skb, offset, 1, 0, sizeof(__be16));
 	return before == after;
 }
 
@@ -42,6 +53,12 @@ static __always_inline bool has_partial_checksum(struct __sk_buff *skb, __u32 of
 static __always_inline __u32 checksum_offset(__u8 protocol)
 {
 	return protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
+}
+
+static __always_inline __u32 fold_to_word(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
 }
 
 /* The change of the one's complement sum over the addresses: what bpf_csum_diff computes, but without a call. */
@@ -54,8 +71,17 @@ static __always_inline __s64 address_difference(const struct tuple *from, const 
 		sum += (__u64)(__u32)~from->source.words[i] + to->source.words[i];
 		sum += (__u64)(__u32)~from->destination.words[i] + to->destination.words[i];
 	}
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return (sum & 0xffffffff) + (sum >> 32);
+	return fold_to_word(sum);
+}
+
+/* Adjust a checksum that covers the pseudo header to addresses that change by `difference`. */
+static __always_inline long adjust_pseudo_header(struct __sk_buff *skb, __u32 checksum, __s64 difference, __u64 flags)
+{
+	long error = bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags);
+
+	if (IP_FAMILY == 6)
+		csum_update(skb, difference);
+	return error;
 }
 
 /* An IPv6 header has no checksum. */
@@ -86,12 +112,20 @@ static __always_inline long adjust_checksum(const struct packet *packet, const s
 	__u64 zero_is_none = packet->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 checksum = packet->transport_offset + checksum_offset(packet->protocol);
 	__u32 from_ports = ports_word(&packet->tuple), to_ports = ports_word(to);
-	long error = bpf_l4_csum_replace(packet->skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | zero_is_none);
+	long error = adjust_pseudo_header(packet->skb, checksum, difference, zero_is_none);
 
 	if (from_ports != to_ports)
 		error = error ?: bpf_l4_csum_replace(packet->skb, checksum, from_ports, to_ports,
 						     zero_is_none | sizeof(__be32));
 	return error;
+}
+
+/* SCTP's checksum opposes neither the ports nor IPv6 addresses in the kernel's sum. */
+static __always_inline void keep_sum(const struct packet *packet, const struct tuple *to, __s64 difference)
+{
+	__u64 sum = (__u64)(__u32)~ports_word(&packet->tuple) + ports_word(to);
+
+	csum_update(packet->skb, fold_to_word(IP_FAMILY == 6 ? sum + difference : sum));
 }
 
 static __always_inline long write_tuple(const struct packet *packet, const struct tuple *to)
@@ -118,7 +152,9 @@ static __always_inline bool translate(struct packet *packet, const struct tuple 
 	__s64 difference = address_difference(&packet->tuple, to);
 	long error = 0;
 
-	if (packet->protocol != IPPROTO_SCTP)
+	if (packet->protocol == IPPROTO_SCTP)
+		keep_sum(packet, to, difference);
+	else
 		error = adjust_checksum(packet, to, difference);
 	error = error ?: adjust_network_checksum(packet->skb, NETWORK_OFFSET, difference);
 	return !(error ?: write_tuple(packet, to));

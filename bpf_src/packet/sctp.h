@@ -67,8 +67,8 @@ static __always_inline bool adjust_sctp_checksum(const struct packet *packet, __
 
 	if (bpf_skb_load_bytes(packet->skb, checksum, &crc, sizeof(crc)))
 		return false;
-	/* If the checksum is still to be computed when the packet is sent, the field gets its old value back. */
+	/* If the checksum is still to be computed when the packet is sent, the field keeps its value. */
 	if (!has_partial_checksum(packet->skb, checksum))
 		crc ^= crc32c_difference(difference, packet->end_offset - packet->transport_offset);
-	return !bpf_skb_store_bytes(packet->skb, checksum, &crc, sizeof(crc), 0);
+	return !bpf_skb_store_bytes(packet->skb, checksum, &crc, sizeof(crc), BPF_F_RECOMPUTE_CSUM);
 }

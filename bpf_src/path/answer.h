@@ -60,7 +60,7 @@ static __always_inline long write_network_header(struct __sk_buff *skb, const st
 	};
 	__builtin_memcpy(&ip.saddr, &tuple->source, 2 * ADDRESS_BYTES);
 #endif
-	return bpf_skb_store_bytes(skb, NETWORK_OFFSET, &ip, sizeof(ip), 0);
+	return bpf_skb_store_bytes(skb, NETWORK_OFFSET, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
 }
 
 /* RFC 9293, 3.10.7.1: the answer to a segment for a connection that does not exist. */
@@ -103,7 +103,7 @@ static __always_inline int answer_reset(const struct packet *packet)
 		return TC_ACT_SHOT;
 	__s64 sum = pseudo_sum(&answer, IPPROTO_TCP, sizeof(reset));
 	reset.check = partial ? ~fold(sum) : fold(bpf_csum_diff(NULL, 0, (__be32 *)&reset, sizeof(reset), sum));
-	if (bpf_skb_store_bytes(skb, transport_offset, &reset, sizeof(reset), 0) ||
+	if (bpf_skb_store_bytes(skb, transport_offset, &reset, sizeof(reset), BPF_F_RECOMPUTE_CSUM) ||
 	    write_network_header(skb, &answer, IPPROTO_TCP, sizeof(reset)))
 		return TC_ACT_SHOT;
 	return send_back(packet);
@@ -140,7 +140,8 @@ static __always_inline int answer_unreachable(const struct packet *packet)
 	if (IP_FAMILY == 6)
 		sum = pseudo_sum(&answer, IPPROTO_ICMP_FAMILY, icmp_header_bytes + quoted_bytes);
 	icmp.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), sum));
-	if (bpf_skb_store_bytes(skb, NETWORK_OFFSET + NETWORK_HEADER_BYTES, &icmp, icmp_header_bytes, 0) ||
+	if (bpf_skb_store_bytes(skb, NETWORK_OFFSET + NETWORK_HEADER_BYTES, &icmp, icmp_header_bytes,
+				BPF_F_RECOMPUTE_CSUM) ||
 	    write_network_header(skb, &answer, IPPROTO_ICMP_FAMILY, icmp_header_bytes + quoted_bytes))
 		return TC_ACT_SHOT;
 	return send_back(packet);

@@ -63,8 +63,7 @@ static __always_inline bool translate_outer(const struct packet *outer, const st
 	long error = 0;
 
 	if (IP_FAMILY == 6)
-		error = bpf_l4_csum_replace(outer->skb, outer->transport_offset + ICMP_CHECKSUM_OFFSET, 0, difference,
-					    BPF_F_PSEUDO_HDR);
+		error = adjust_pseudo_header(outer->skb, outer->transport_offset + ICMP_CHECKSUM_OFFSET, difference, 0);
 	error = error ?: adjust_network_checksum(outer->skb, NETWORK_OFFSET, difference);
 	return !(error ?: write_addresses(outer->skb, NETWORK_OFFSET, to));
 }

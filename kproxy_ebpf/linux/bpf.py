@@ -21,6 +21,8 @@ from kproxy_ebpf.linux.libbpf import call, possible_cpus
 
 Info = TypeVar("Info", bound=ctypes.Structure)
 
+_ROOM = 65536  # for what a test run makes of a packet
+CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 NO_EXIST = 1  # an update's flag: fail with EEXIST where the key is there
 
 ARRAY, PERCPU_ARRAY, LRU_HASH = 2, 6, 9  # enum bpf_map_type
@@ -270,20 +272,23 @@ class Program(Descriptor):
     def id(self) -> int:
         return int(self._fill(libbpf.ProgramInfoStruct()).id)
 
-    def test_run(self, data: bytes, context: bytes = b"", repeat: int = 1, room: int = 65536) -> TestRun:
-        """Run the program on the frame `data` (14 bytes or more), without a device. `context`: a struct __sk_buff."""
-        out, context_out = ctypes.create_string_buffer(room), ctypes.create_string_buffer(max(len(context), 1))
+    def test_run(self, data: bytes, context: bytes = b"", repeat: int = 1, *, flags: int = 0) -> TestRun:
+        """Run the program on the frame `data` (14 bytes or more), without a device. `context`: a struct __sk_buff.
+        With the flag CHECKSUM_COMPLETE (Linux 6.18) raises EBADMSG if the kernel's sum does not stay the packet's.
+        """
+        out, context_out = ctypes.create_string_buffer(_ROOM), ctypes.create_string_buffer(max(len(context), 1))
         options = libbpf.TestRunOptions(
             size=ctypes.sizeof(libbpf.TestRunOptions),
             data_in=data,
             data_size_in=len(data),
             data_out=ctypes.addressof(out),
-            data_size_out=room,
+            data_size_out=_ROOM,
             ctx_in=context or None,
             ctx_size_in=len(context),
             ctx_out=ctypes.addressof(context_out) if context else None,
             ctx_size_out=len(context),
             repeat=repeat,
+            flags=flags,
         )
         call("bpf_prog_test_run_opts", self.name, self.fd, ctypes.byref(options))
         data_out, context = out.raw[: options.data_size_out], context_out.raw[: options.ctx_size_out]

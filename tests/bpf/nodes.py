@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from harness import FROM_POD, NEXT, REDIRECT, Datapath, now_seconds
+from harness import FROM_POD, NEXT, REDIRECT, SUM, Datapath, now_seconds
 from packets import BACKEND, CLIENT, HOST_MAC, POD_MAC, Endpoint, Host, Packet
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
@@ -107,7 +107,7 @@ class Node:
         """Let the client send a frame. Returns the way that was counted, the verdicts, and the frame as it went on."""
         ways = Ways(self.generation)
         before = self.datapath.count(), ways.read()
-        result = self.datapath.run(FROM_POD, frame)
+        result = self.datapath.run(FROM_POD, frame, SUM)
         verdicts = [each for each, count in self.datapath.count().items() for _ in range(count - before[0][each])]
         counted = [way for way, (packets, _) in ways.read().items() for _ in range(packets - before[1][way][0])]
         ways.close()
@@ -153,7 +153,9 @@ class Uplink:
         ways, datapath = Ways(self.node.generation), self.node.datapath
         before = datapath.count(), ways.read()
         with self.node.generation.program(program, self.family) as loaded:
-            result = loaded.test_run(bytes(6) + frame[6:])  # for the host: the kernel runs it at lo, which has zeros
+            result = loaded.test_run(
+                bytes(6) + frame[6:], flags=SUM
+            )  # for the host: the kernel runs it at lo, which has zeros
         verdicts = [each for each, count in datapath.count().items() for _ in range(count - before[0][each])]
         counted = [way for way, (packets, _) in ways.read().items() for _ in range(packets - before[1][way][0])]
         ways.close()

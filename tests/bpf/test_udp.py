@@ -44,6 +44,7 @@ def test_no_checksum_stays_no_checksum(datapath: Datapath) -> None:
     datapath.play(
         Step(FROM_POD, udp(CLIENT, VIP, chksum=0), Verdict.BALANCED, udp(CLIENT, BACKEND, chksum=0)),
         Step(TO_POD, udp(BACKEND, CLIENT, chksum=0), Verdict.REVERSED, udp(VIP, CLIENT, chksum=0)),
+        has_checksum=False,
     )
 
 
