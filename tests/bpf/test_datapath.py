@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import pytest
 from harness import FROM_POD, TO_POD
@@ -14,12 +13,12 @@ from steps import CLOSED
 from kproxy_ebpf.contract.layouts import Switches
 from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.daemon.datapath import Datapath
+from kproxy_ebpf.daemon.options import Options
 from kproxy_ebpf.datapath.attach.tc import Method
 from kproxy_ebpf.datapath.generations.generation import Generation
 from kproxy_ebpf.datapath.maps import pod_links
 from kproxy_ebpf.datapath.maps.pod_links import LinkFacts, PodLinkTable, StandingKind
 from kproxy_ebpf.datapath.maps.settings import LiveSettings
-from kproxy_ebpf.plan.tables.services import Capacities
 
 LINK = 7
 ON = Switches.TC | Switches.REDIRECT
@@ -30,7 +29,7 @@ def node(in_force: Generation, both: dict[int, Programs]) -> Iterator[Datapath]:
     """The daemon's datapath with one link, all of whose connections are recorded."""
     for programs in both.values():
         programs.clear()
-    node = Datapath(in_force, Method.TCX, Capacities(*(64 for _ in fields(Capacities))), None)
+    node = Datapath(in_force, Options(node_name="node1", bpffs=in_force.root.parent, attach="tcx"))
     for table in tables(node):
         table.tell({LINK: LinkFacts(b"", 0, bytes(6), 0)})
     settle(node)
