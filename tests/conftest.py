@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kproxy_ebpf.lab.cache import with_compiled_programs
 from kproxy_ebpf.linux.kernel import has_tcx
+
+# How long generated input takes says how busy the machine is; the first text of a clone waits for Unicode's tables.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 os.environ |= with_compiled_programs({**os.environ})
 
