@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -24,8 +25,11 @@ RESULT = '{"ips": [{"address": "fd00::2/64"}],  "n": 1e3}'
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cni.sock"
+def path() -> Iterator[Path]:
+    """In a folder that other users may enter: pytest's own are root's."""
+    with TemporaryDirectory(prefix="kproxy-cni-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "cni.sock"
 
 
 def call(command: str, path: Path, *, config: str = "", version: str = "1.0.0", **variables: str):
@@ -137,8 +141,6 @@ def test_a_socket_that_is_not_roots(path):
         "s.listen(); print(flush=True); c = s.accept()[0]; print(len(c.recv(1000)))"
     )
     path.parent.chmod(0o777)
-    for parent in path.parents[1:3]:
-        parent.chmod(0o755)
     with subprocess.Popen(["python3", "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "\n"
         exit_code, text = call("ADD", path)
@@ -150,7 +152,6 @@ def test_a_socket_that_is_not_roots(path):
 def test_a_socket_that_may_not_be_reached(path):
     """As for a runtime without privileges."""
     with daemon(path, says("{}")):
-        path.parent.chmod(0o711)
         path.chmod(0o600)
         config = f'{{"cniVersion": "1.0.0", "socket": "{path}", "prevResult": {{}}}}'
         plugin = path.with_name("plugin")
