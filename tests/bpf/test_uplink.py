@@ -111,11 +111,15 @@ def test_a_known_connection_of_the_hosts_is_young_again_with_each_first_packet(u
     """So that a scan of conntrack that began earlier does not forget the connection."""
     uplink.leave(tcp(CLIENT, REMOTE, "S").frame(uplink.family))
     with uplink.node.generation.map("host_flows", uplink.family) as flows:
+
+        def created() -> dict[bytes, int]:
+            return {key: int.from_bytes(value[4:], "little") for key, value in flows.items()}
+
         for key, value in list(flows.items()):
-            flows.update(key, value[:4] + (int.from_bytes(value[4:], "little") - 10).to_bytes(4, "little"))
-        old = dict(flows.items())
+            flows.update(key, value[:4] + (created()[key] - 10).to_bytes(4, "little"))
+        old = created()
         uplink.leave(tcp(CLIENT, REMOTE, "S").frame(uplink.family))
-        assert all(value[4:] > old[key][4:] for key, value in flows.items())
+        assert all(seconds > old[key] for key, seconds in created().items())
 
 
 Obstacle = Callable[[Uplink], bytes]
