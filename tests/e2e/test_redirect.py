@@ -118,7 +118,10 @@ def test_the_host_counts_as_a_hop(world, service, family, known):
     assert struct.unpack("=i", hops)[0] == (64 if is_bridged else 63)
 
 
-def test_a_packet_at_the_end_of_its_hops_is_answered_by_the_host(world, service, family, known):
+def test_a_packet_at_the_end_of_its_hops_is_answered_by_the_host(world, service, family, known, request):
+    if family == 4 and request.node.callspec.params["world"] == "redirect-bridge":
+        reason = "known fault: through a VIP, the host's IPv4 answer to a datagram does not reach a pod on a bridge"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     with opened(world.client, service.vip(family), 53, Protocol.UDP) as handle:
         level, hops, errors = {
             4: (socket.IPPROTO_IP, socket.IP_TTL, 11),
