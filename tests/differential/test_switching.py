@@ -52,7 +52,8 @@ class Switching:
         until(lambda: wanted <= self.in_force().items(), f"{settings} in force", seconds=10)
 
     def in_force(self) -> dict[str, str]:
-        *_, last = (line for line in self.daemon.log().splitlines() if "settings in force" in line)
+        whole = self.daemon.log().rpartition("\n")[0].splitlines()  # the daemon may be writing another line
+        *_, last = (line for line in whole if "settings in force" in line)
         return json.loads(last)
 
 
