@@ -40,39 +40,22 @@ class Seconds(click.FloatRange):
         return number
 
 
-bpffs_option = option(
-    "--bpffs",
-    type=click.Path(path_type=Path, readable=False),  # said better by whoever opens it
-    default=DEFAULT_BPFFS,
-    show_default=True,
-    metavar="DIR",
-    help="Where the BPF file system is mounted; what is ours lies below kproxy-ebpf/.",
-)
+def _folder_option(flag: str, default: Path | None, help_: str) -> Callable[[Command], Command]:
+    """A folder that need not be readable: whoever opens it says better what is amiss."""
+    path = click.Path(path_type=Path, readable=False)
+    return option(flag, type=path, default=default, show_default=default is not None, metavar="DIR", help=help_)
 
-cache_option = option(
-    "--cache-dir",
-    type=click.Path(path_type=Path, readable=False),
-    metavar="DIR",
-    help="Where compiled programs are kept, a folder of root alone. [default: /var/lib/kproxy-ebpf]",
-)
 
-cni_conf_option = option(
-    "--cni-conf-dir",
-    type=click.Path(path_type=Path, readable=False),
-    default=CONF_DIR,
-    show_default=True,
-    metavar="DIR",
-    help="Where the container runtime has its lists of CNI plugins.",
+bpffs_option = _folder_option(
+    "--bpffs", DEFAULT_BPFFS, "Where the BPF file system is mounted; what is ours lies below kproxy-ebpf/."
 )
-
-cni_bin_option = option(
-    "--cni-bin-dir",
-    type=click.Path(path_type=Path, readable=False),
-    default=BIN_DIR,
-    show_default=True,
-    metavar="DIR",
-    help="Where the container runtime has its CNI plugins.",
+cache_option = _folder_option(
+    "--cache-dir", None, "Where compiled programs are kept, a folder of root alone. [default: /var/lib/kproxy-ebpf]"
 )
+cni_conf_option = _folder_option(
+    "--cni-conf-dir", CONF_DIR, "Where the container runtime has its lists of CNI plugins."
+)
+cni_bin_option = _folder_option("--cni-bin-dir", BIN_DIR, "Where the container runtime has its CNI plugins.")
 
 metrics_address_option = option(
     "--metrics-address",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kproxy_ebpf.cni.conflist import PLUGIN
 from kproxy_ebpf.errors import NodeError
+from kproxy_ebpf.linux.files import write_durably
 
 BIN_DIR = Path("/opt/cni/bin")
 
@@ -41,13 +42,8 @@ def install(folder: Path) -> bool:
     if is_installed(folder) and path.read_bytes() == content:
         return False
     beside = folder / f".{PLUGIN}.new"
-    beside.unlink(missing_ok=True)
     try:
-        with beside.open("xb") as new:
-            os.fchmod(new.fileno(), 0o755)
-            new.write(content)
-            new.flush()
-            os.fsync(new.fileno())
+        write_durably(beside, content, 0o755)
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from kproxy_ebpf.cni.json_text import elements, members, parse
 from kproxy_ebpf.cni.protocol import CniError, version_of
 
 PLUGIN = "kproxy-ebpf-cni"
+SINGLE = "it is a single plugin, no list: put the plugin into a .conflist, in a list named plugins"
 MULTUS = ("multus", "multus-shim")
 """Plugins that only ask others: behind them stands the list that wires pods."""
 
@@ -85,7 +86,7 @@ def _read(text: str) -> dict[str, Any]:
         raise ConflistError("it is no JSON object")
     plugins = content.get("plugins")
     if not isinstance(plugins, list):
-        raise ConflistError("it is a single plugin, no list: put the plugin into a .conflist, in a list named plugins")
+        raise ConflistError(SINGLE)
     if not plugins or not all(isinstance(plugin, dict) and plugin.get("type") for plugin in plugins):
         raise ConflistError("it has no plugins, or one without a type")
     return content

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kproxy_ebpf.cni.conflist import (
     PLUGIN,
+    SINGLE,
     ConflistError,
     entry_of,
     has_plugin,
@@ -23,7 +24,7 @@ from kproxy_ebpf.cni.conflist import (
     with_plugin,
     without_plugin,
 )
-from kproxy_ebpf.linux.files import exchange
+from kproxy_ebpf.linux.files import exchange, write_durably
 
 CONF_DIR = Path("/etc/cni/net.d")
 LIST = ".conflist"
@@ -79,7 +80,7 @@ def used_file(folder: Path) -> Path | None:
 def read_list(file: Path) -> str:
     """The text of a list of plugins. Raises OSError, ConflistError for a single plugin or what is no text."""
     if file.suffix != LIST:
-        raise ConflistError(f"it is a single plugin, no list: put the plugin into a {LIST}, in a list named plugins")
+        raise ConflistError(SINGLE)
     return _read(file)
 
 
@@ -147,7 +148,8 @@ def replace(file: Path, before: bytes, after: bytes) -> bool:
     """
     beside = file.with_name(f".{file.name}.{_BESIDE}")
     try:
-        _write_like(file, beside, after)
+        status = file.stat()
+        write_durably(beside, after, status.st_mode & 0o7777, (status.st_uid, status.st_gid))
         return _exchange_if(file, beside, before, after)
     except FileNotFoundError:
         return False
@@ -177,16 +179,3 @@ def _rename_if(file: Path, beside: Path, before: bytes) -> bool:
         return False
     beside.rename(file)
     return True
-
-
-def _write_like(file: Path, beside: Path, content: bytes) -> None:
-    """Write a file with the rights of another one, down to the disk."""
-    status = file.stat()
-    beside.unlink(missing_ok=True)
-    with beside.open("xb") as new:
-        with suppress(PermissionError):  # without CAP_CHOWN it is ours, which is root
-            os.fchown(new.fileno(), status.st_uid, status.st_gid)
-        os.fchmod(new.fileno(), status.st_mode & 0o7777)
-        new.write(content)
-        new.flush()
-        os.fsync(new.fileno())

@@ -7,8 +7,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Self
 
 import structlog
@@ -23,6 +24,17 @@ from kproxy_ebpf.linux.kernel import require_kernel
 log = structlog.get_logger(__name__)
 
 _SWITCH_SECONDS = 0.0005
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Between two system calls this thread needs the interpreter for microseconds; others hold it for 5 ms a time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class Building:
@@ -43,16 +55,12 @@ class Building:
         self._is_wanted = False
 
     def __enter__(self) -> Self:
-        # Between two system calls the thread needs the interpreter for microseconds: others hold it for 5 ms each time.
-        self._interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._compiler.stop()
         self._thread.join()
-        sys.setswitchinterval(self._interval)
         if self._is_wanted or self._work.exception() is not None:
             return
         generation = self._work.result()
@@ -74,20 +82,22 @@ class Building:
         """The generation to be in force. Raises NodeError, LoadError."""
         generation = await asyncio.shield(asyncio.wrap_future(self._work))
         self._is_wanted = True
-        sys.setswitchinterval(self._interval)
         return generation
 
     def _run(self) -> None:
         try:
-            self._work.set_result(self._ensured())
+            with _quick_switches():
+                generation = self._ensured()
         except BaseException as error:  # whoever asks for the generation gets it
             self._work.set_exception(error)
+        else:
+            self._work.set_result(generation)
 
     def _ensured(self) -> Generation:
         require_kernel()
         options, began = self._options, time.monotonic()
         workshop = Workshop(options.cache_dir or default_folder(), self._compiler)
-        generation = ensure(options.bpffs, options.constants, sources=None, workshop=workshop)
+        generation = ensure(options.bpffs, options.constants, workshop=workshop)
         what = "adopted" if generation.is_current else "built"
         log.info(f"datapath {what}", generation=generation.digest, seconds=round(time.monotonic() - began, 3))
         return generation

@@ -13,7 +13,7 @@ from kproxy_ebpf.kube.kinds.common import ApiKind, Scope
 from kproxy_ebpf.kube.reflector import ReadRequests
 from kproxy_ebpf.kube.response import AnswerError, StatusError, answer_errors, raise_for_status
 from kproxy_ebpf.kube.source import events_to
-from kproxy_ebpf.kube.stream import Change, DecodedPage, Resource, decode_page
+from kproxy_ebpf.kube.stream import Change, DecodedPage, Resource, decode_page, page_query
 from kproxy_ebpf.model.snapshot import Event
 
 PAGE_SIZE = 500
@@ -46,8 +46,7 @@ async def _changes(client: ReadRequests, kind: ApiKind[Any], scope: Scope) -> li
 async def _pages(client: ReadRequests, resource: Resource[Any], limit: int) -> AsyncIterator[DecodedPage[Any]]:
     more = ""
     while True:
-        size = [("limit", str(limit))] if limit else []
-        page = await _page(client, resource, [*size, *([("continue", more)] if more else [])])
+        page = await _page(client, resource, page_query(limit, more))
         yield page
         more = page.more
         if not more:

@@ -30,6 +30,7 @@ from kproxy_ebpf.kube.stream import (
     Resource,
     batches,
     decode_page,
+    page_query,
 )
 
 log = structlog.get_logger(__name__)
@@ -179,12 +180,7 @@ class Reflector(Generic[T]):
                 return
 
     async def _page(self, limit: int, more: str) -> DecodedPage[T]:
-        query = []
-        if limit:
-            query.append(("limit", str(limit)))
-        if more:
-            query.append(("continue", more))
-        response = await self._get(query)
+        response = await self._get(page_query(limit, more))
         try:
             await self._accept(response)
             with answer_errors():

@@ -137,6 +137,11 @@ def decode_line(resource: Resource[T], line: bytes) -> Change[T] | Bookmark | Fa
     return _decode_loosely(resource, line)
 
 
+def page_query(limit: int, more: str) -> list[tuple[str, str]]:
+    """What asks for a page of a list: `limit` objects (0: all), from the continue token `more` on."""
+    return [*([("limit", str(limit))] if limit else []), *([("continue", more)] if more else [])]
+
+
 def decode_page(resource: Resource[T], body: bytes) -> DecodedPage[T]:
     """One page of a list. Raises BrokenStreamError when it is none."""
     try:

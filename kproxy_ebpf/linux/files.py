@@ -1,4 +1,4 @@
-"""Files as the kernel has them: exchanging two names, and following what happens in a folder."""
+"""Files as the kernel has them: written down to the disk, exchanging two names, followed in a folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 
 POLL_SECONDS = 2.0
@@ -19,6 +20,21 @@ def exchange(one: Path, other: Path) -> None:
     if _libc.renameat2(_AT_FDCWD, bytes(one), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(other))
+
+
+def write_durably(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Make a file, down to the disk; what a killed writer has left in its place goes. `owner`: uid and gid, where this
+    process may give files away. Raises OSError.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("xb") as new:
+        if owner is not None:
+            with suppress(PermissionError):  # without CAP_CHOWN it is ours
+                os.fchown(new.fileno(), *owner)
+        os.fchmod(new.fileno(), mode)
+        new.write(content)
+        new.flush()
+        os.fsync(new.fileno())
 
 
 def signature(path: Path) -> tuple[int, ...]:

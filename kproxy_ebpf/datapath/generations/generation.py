@@ -30,7 +30,7 @@ from kproxy_ebpf.datapath.generations.migrate import (
     copy_missing_flows,
     copy_service_tables,
     copy_settings,
-    shares_flows,
+    shares_table,
 )
 from kproxy_ebpf.datapath.generations.sources import Constants, SourceText, read_source, source_folder
 from kproxy_ebpf.errors import LoadError
@@ -103,7 +103,7 @@ class Generation:
         if before is None or before == self:
             return  # `predecessor` is as an earlier attempt left it
         copy_flows(before.path, self.path)
-        if shares_flows(before.path, self.path):
+        if shares_table("flows", before.path, self.path):
             older = [other for other in self.others() if other != before]
             self._set_predecessor(older[0] if older else None)
         else:

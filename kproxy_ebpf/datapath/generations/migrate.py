@@ -64,10 +64,10 @@ def copy_missing_flows(old: Path, new: Path) -> bool:
     return all(copied["flows", family] for family in FAMILIES)
 
 
-def shares_flows(old: Path, new: Path) -> bool:
-    """True if the programs of both generations use the same flow tables."""
+def shares_table(name: str, old: Path, new: Path) -> bool:
+    """True if the programs of both generations use the same tables of that name."""
     try:
-        return all(_id(old, family) == _id(new, family) for family in FAMILIES)
+        return all(_id(old, name, family) == _id(new, name, family) for family in FAMILIES)
     except FileNotFoundError:
         return False
 
@@ -90,6 +90,6 @@ def _tell(old: Path, table: str, reason: NotMigratedError) -> None:
     log.warning("a table is not carried over", table=table, generation=old.name, reason=str(reason))
 
 
-def _id(generation: Path, family: int) -> int:
-    with Map.open(generation / "maps" / pinned_name("flows", family)) as flows:
-        return flows.info.id
+def _id(generation: Path, name: str, family: int) -> int:
+    with Map.open(generation / "maps" / pinned_name(name, family)) as table:
+        return table.info.id

@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from kproxy_ebpf.contract.layouts import Switches
-from kproxy_ebpf.contract.maps import FAMILIES
 from kproxy_ebpf.contract.scalars import U32
 from kproxy_ebpf.datapath.generations.generation import Generation
+from kproxy_ebpf.datapath.generations.migrate import shares_table
 from kproxy_ebpf.datapath.generations.schema import read_layouts
 from kproxy_ebpf.datapath.maps.arrays import MappedArray
 
@@ -40,7 +40,7 @@ def keep_led_datagrams(generation: Generation) -> None:
         array = MappedArray(other.map("settings"))
         with array.map, array.words() as words:
             words[offset // U32.size] &= ~Switches.SOCKET & 0xFFFFFFFF
-        if not _shares_backends(generation, other):
+        if not shares_table("backends", other.path, generation.path):
             _detach(generation, _SENDING)  # they would never learn that a backend is gone
         log.info("UDP sockets that were led to backends go on", days=KEPT_SECONDS / 86400)
 
@@ -60,11 +60,3 @@ def _detach(generation: Generation, pins: str) -> int:
 
 def _links(generation: Generation) -> Path:
     return generation.root / "links"
-
-
-def _shares_backends(one: Generation, other: Generation) -> bool:
-    for family in FAMILIES:
-        with one.map("backends", family) as ours, other.map("backends", family) as theirs:
-            if ours.info.id != theirs.info.id:
-                return False
-    return True
