@@ -3,8 +3,9 @@
  * What was decided for the first fragment of a datagram is kept for those that follow it.
  *
  * Each link has a share of places for each direction, and a datagram may stand at two of them. So a pod that sends
- * first fragments without end displaces datagrams of its own only. A place is free once its datagram has ended, or
- * nothing was seen of it for FRAGMENT_SECONDS; where neither place is free, the older datagram is displaced.
+ * first fragments without end displaces datagrams of its own only; strangers that send them to a pod share the pod's
+ * other direction with the answers that it receives. A place is free once its datagram has ended, or nothing was seen
+ * of it for FRAGMENT_SECONDS; where neither place is free, the older datagram is displaced.
  */
 
 #define FRAGMENT_PLACES 256	/* the share of a link and direction; a power of two */
