@@ -51,6 +51,7 @@ class Building:
         self._compiling = False
         self._listener: Callable[[bool], None] | None = None
         self._work: Future[Generation] = Future()
+        self._work.set_running_or_notify_cancel()  # whoever stops waiting for it does not end it
         self._thread = threading.Thread(target=self._run, name="building")
         self._is_wanted = False
 
@@ -80,7 +81,7 @@ class Building:
 
     async def generation(self) -> Generation:
         """The generation to be in force. Raises NodeError, LoadError."""
-        generation = await asyncio.shield(asyncio.wrap_future(self._work))
+        generation = await asyncio.wrap_future(self._work)
         self._is_wanted = True
         return generation
 

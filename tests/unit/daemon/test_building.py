@@ -97,3 +97,18 @@ async def test_a_wait_that_is_cancelled_does_not_wait_for_the_verifier(ensure: E
         assert work._thread.is_alive()
     assert not work._thread.is_alive()
     assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+def test_an_end_while_it_works_leaves_no_traceback(
+    ensure: Ensure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread ends after the event loop in which its work was waited for."""
+
+    async def give_up(work: Building) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work.generation(), 0.01)
+
+    with building(tmp_path) as work:
+        asyncio.run(give_up(work))
+        assert not ensure.finished.is_set()
+    assert caplog.records == []
